@@ -1,0 +1,23 @@
+# `make quickstart`: set up and run the digits experiment. `make test`: set up and run the tests.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test test-slow clean
+
+.venv/ready: requirements.txt requirements-core.txt requirements-experiments.txt requirements-test.txt setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version}")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	touch $@
+
+quickstart: .venv/ready
+	$(BIN)/python -m experiments.run
+
+test: .venv/ready
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/ready
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache

@@ -1,0 +1,87 @@
+"""Convolution and pooling written so that mapping them over tasks stays fast.
+
+Tasks have their own weights, so `vmap` turns `lax.conv_general_dilated` into a grouped convolution and `lax.map` puts it
+into a loop body; XLA compiles both badly on a CPU (jax issue 12868). Patches times a matrix become ordinary (batched)
+matrix products under either. Pooling is reshape and reduce, because the gradient of `lax.reduce_window` is a
+select-and-scatter.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+__all__ = ["average_pool", "conv_as_matmul", "max_pool"]
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def conv_as_matmul(inputs, kernel, window_strides, padding, lhs_dilation=None, rhs_dilation=None,
+                   dimension_numbers=None, feature_group_count=1, batch_group_count=1, precision=None,
+                   preferred_element_type=None):
+  """`lax.conv_general_dilated` for two spatial dimensions, channels last, as patches times a matrix.
+
+  Same arguments and result, so that it can be given to any flax convolution: `nn.Conv(…,
+  conv_general_dilated=conv_as_matmul)`. Grouped or input-dilated convolutions, and other layouts, go to lax.
+
+  Args:
+    inputs: (batch, height, width, C_in).
+    kernel: (kernel height, kernel width, C_in, C_out).
+    window_strides, padding, rhs_dilation: as lax takes them.
+
+  Returns:
+    (batch, height', width', C_out).
+  """
+  strides, dilation = tuple(window_strides), tuple(rhs_dilation or (1, 1))
+  plain = (inputs.ndim == 4 and feature_group_count == batch_group_count == 1
+           and tuple(lhs_dilation or (1, 1)) == (1, 1)
+           and (dimension_numbers is None or _is_nhwc(dimension_numbers, inputs, kernel)))
+  if not plain:
+    return lax.conv_general_dilated(
+        inputs, kernel, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
+        batch_group_count, precision, preferred_element_type)
+  height, width, channels, features = kernel.shape
+  if isinstance(padding, str):
+    window = tuple((k - 1) * d + 1 for k, d in zip((height, width), dilation))
+    padding = lax.padtype_to_pads(inputs.shape[1:3], window, strides, padding)
+  padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+  out = tuple((size - (k - 1) * d - 1) // s + 1
+              for size, k, d, s in zip(padded.shape[1:3], (height, width), dilation, strides))
+  taps = []
+  for i in range(height):
+    for j in range(width):
+      top, left = i * dilation[0], j * dilation[1]
+      taps.append(padded[:, top:top + (out[0] - 1) * strides[0] + 1:strides[0],
+                         left:left + (out[1] - 1) * strides[1] + 1:strides[1]])
+  patches = taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
+  rows = inputs.shape[0] * out[0] * out[1]
+  product = jnp.dot(patches.reshape(rows, height * width * channels), kernel.reshape(-1, features),
+                    precision=precision, preferred_element_type=preferred_element_type)
+  return product.reshape(inputs.shape[0], *out, features)
+
+
+def _is_nhwc(numbers, inputs, kernel):
+  expected = lax.conv_dimension_numbers(inputs.shape, kernel.shape, _NHWC)
+  return lax.conv_dimension_numbers(inputs.shape, kernel.shape, numbers) == expected
+
+
+def max_pool(features: jax.Array, window: int = 2) -> jax.Array:
+  """Non-overlapping max pooling of (batch, height, width, channels); rows and columns left over are dropped.
+
+  Where several elements share the maximum, the gradient is split among them evenly.
+  """
+  return _windows(features, window).max(axis=(2, 4))
+
+
+def average_pool(features: jax.Array, window: int = 2) -> jax.Array:
+  """Non-overlapping average pooling of (batch, height, width, channels); rows and columns left over are dropped."""
+  return _windows(features, window).mean(axis=(2, 4))
+
+
+def _windows(features, window):
+  batch, height, width, channels = features.shape
+  rows, columns = height // window, width // window
+  if rows == 0 or columns == 0:
+    raise ValueError(f"pooling: a {window}×{window} window does not fit into {height}×{width} features; the images are too "
+                     "small for this network.")
+  features = features[:, :rows * window, :columns * window]
+  return features.reshape(batch, rows, window, columns, window, channels)

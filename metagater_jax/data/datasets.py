@@ -1,0 +1,184 @@
+"""Labelled image sets as NumPy arrays: scikit-learn's digits, and anything TFDS has, without TensorFlow.
+
+A TFDS set is decoded once and kept as a memory-mapped array cache. This is the only module of the library that reads or
+writes files; nothing else in it imports this one.
+"""
+
+import concurrent.futures
+import difflib
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Dataset", "DatasetError", "cache_directory", "default_data_dir", "load_dataset", "prepare_dataset"]
+
+_EMBEDDED = "digits"
+_CACHE_FORMAT = 1  # part of the cache's key: raise it when what is stored changes
+
+
+class DatasetError(ValueError):
+  """A data set that is unknown, not there, or not made of labelled images of one shape. The message says what to do."""
+
+
+class Dataset(NamedTuple):
+  """`images` (samples, height, width, channels) uint8 and `labels` (samples,) int32; all splits joined."""
+
+  name: str
+  images: np.ndarray
+  labels: np.ndarray
+  classes: int
+
+
+def load_dataset(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
+  """All samples of a data set; train and test splits are joined, for a partitioner to distribute.
+
+  Args:
+    name: "digits" (scikit-learn's 1,797 handwritten digits, 8×8, embedded) or the name of any TFDS set of labelled images
+      of one shape ("mnist", "cifar10", "cifar100", "fashion_mnist", …).
+    data_dir: where TFDS keeps its sets; None is TFDS's own default. There, a set that is missing is downloaded if
+      TensorFlow is installed, which TFDS needs for that one step. A directory given here is only read.
+
+  Raises:
+    DatasetError: see there.
+  """
+  if name == _EMBEDDED:
+    return _load_digits()
+  builder = _builder(name, data_dir)
+  if not _is_prepared(builder):
+    if data_dir is None and importlib.util.find_spec("tensorflow"):
+      prepare_dataset(name)
+      builder = _builder(name, data_dir)
+    else:
+      raise DatasetError(_how_to_prepare(name, data_dir))
+  return _load_cached(name, builder)
+
+
+def prepare_dataset(name: str, data_dir: str | os.PathLike | None = None) -> None:
+  """Downloads a TFDS set and writes it in a format that is read without TensorFlow. Needs TensorFlow, once.
+
+  Raises:
+    DatasetError: TensorFlow is missing, or TFDS could not prepare the set.
+  """
+  if name == _EMBEDDED:
+    return
+  if not importlib.util.find_spec("tensorflow"):
+    raise DatasetError(_how_to_prepare(name, data_dir))
+  builder = _builder(name, data_dir)
+  try:
+    builder.download_and_prepare(file_format="array_record")
+  except Exception as error:  # TFDS raises a dozen unrelated types here: connection, checksum, disk, manual download
+    raise DatasetError(f"TFDS could not prepare '{name}' in {builder.data_dir}: {type(error).__name__}: {error}") from error
+
+
+def default_data_dir() -> Path:
+  """TFDS's own default data directory (the environment variable TFDS_DATA_DIR, or ~/tensorflow_datasets)."""
+  return Path(os.environ.get("TFDS_DATA_DIR", Path.home() / "tensorflow_datasets"))
+
+
+def cache_directory() -> Path:
+  """Where decoded arrays are kept: METAGATER_CACHE, or metagater_jax in the user's cache directory."""
+  if "METAGATER_CACHE" in os.environ:
+    return Path(os.environ["METAGATER_CACHE"])
+  return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "metagater_jax"
+
+
+def _load_digits():
+  from sklearn.datasets import load_digits  # an extra: only experiments on this set need scikit-learn
+  digits = load_digits()
+  images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+  return Dataset(_EMBEDDED, images, digits.target.astype(np.int32), 10)
+
+
+def _tfds():
+  try:
+    import tensorflow_datasets as tfds  # an extra, and slow to import
+  except ImportError as error:
+    raise DatasetError(f"tensorflow-datasets cannot be imported ({error}). It needs importlib_resources, which its release "
+                       "4.9.10 forgets to require: pip install tensorflow-datasets importlib_resources array_record"
+                       ) from error
+  return tfds
+
+
+def _builder(name, data_dir):
+  tfds = _tfds()
+  known = [_EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
+  if name not in known:
+    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    raise DatasetError(f"unknown dataset '{name}'; " + (f"did you mean {' or '.join(nearest)}?" if nearest else
+                       "give 'digits' or the name of a TFDS data set."))
+  directory = Path(default_data_dir() if data_dir is None else data_dir).expanduser()
+  if data_dir is not None and not directory.is_dir():
+    raise DatasetError(f"the data directory {directory} does not exist.")
+  return tfds.builder(name, data_dir=str(directory))
+
+
+def _is_prepared(builder):
+  return bool(builder.info.splits) and Path(builder.data_dir).is_dir()
+
+
+def _how_to_prepare(name, data_dir):
+  directory = Path(default_data_dir() if data_dir is None else data_dir)
+  there = sorted(p.name for p in directory.iterdir() if p.is_dir()) if directory.is_dir() else []
+  option = "" if data_dir is None else f" --data_dir={data_dir}"
+  return (f"'{name}' is not in the data directory {directory} (it holds: {', '.join(there) or 'nothing'}). "
+          "TFDS needs TensorFlow to prepare it, once. This installs that and downloads the set:\n"
+          f"  pip install 'metagater_jax[prepare]' && python -m metagater_jax.data.prepare {name}{option}\n"
+          "(from a checkout: .venv/bin/pip install '.[prepare]' && .venv/bin/python -m metagater_jax.data.prepare "
+          f"{name}{option})")
+
+
+def _load_cached(name, builder):
+  features = builder.info.features
+  if not {"image", "label"} <= set(features) or None in features["image"].shape:
+    raise DatasetError(f"'{name}' is not a set of labelled images of one shape; its features are {sorted(features)}.")
+  splits = sorted(builder.info.splits, key=lambda split: (split != "train", split))
+  source = json.dumps([_CACHE_FORMAT, name, str(builder.version), [(s, builder.info.splits[s].num_examples,
+                       sum(f.stat().st_size for f in map(Path, builder.info.splits[s].filepaths))) for s in splits]])
+  folder = cache_directory() / f"{name}-{builder.version}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+  if not folder.is_dir():
+    _decode_into(folder, builder, splits)
+  return Dataset(name, np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy", mmap_mode="r"),
+                 features["label"].num_classes)
+
+
+def _decode_into(folder, builder, splits, block=512):
+  """Decodes all splits. A folder appears only when it is complete, so an interrupted call leaves no half cache."""
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  counts = [builder.info.splits[s].num_examples for s in splits]
+  work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+  try:
+    shape = (sum(counts), *builder.info.features["image"].shape)
+    images = np.lib.format.open_memmap(work / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    labels = np.lib.format.open_memmap(work / "labels.npy", mode="w+", dtype=np.int32, shape=shape[:1])
+    offset = 0
+    for split, count in zip(splits, counts):
+      try:
+        source = builder.as_data_source(split=split)
+      except Exception as error:  # a set that was prepared as TFRecord, which only TensorFlow reads
+        raise DatasetError(f"'{builder.name}' in {builder.data_dir} cannot be read without TensorFlow ({error}). "
+                           "Prepare it as array_record in another data directory.") from error
+
+      def fill(start, source=source, count=count, offset=offset):
+        rows = range(start, min(start + block, count))
+        for row, example in zip(rows, source.__getitems__(list(rows))):
+          images[offset + row], labels[offset + row] = example["image"], example["label"]
+
+      with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # image decoders release the GIL
+        list(pool.map(fill, range(0, count, block)))
+      offset += count
+    images.flush()
+    labels.flush()
+    try:
+      work.rename(folder)
+    except OSError:
+      if not folder.is_dir():  # otherwise another process was first, with the same content
+        raise
+  finally:
+    shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,119 @@
+"""Tasks as device arrays: one pool of images, and padded indices into it with counts.
+
+A sample is stored once however unequal the tasks are; a batch is gathered by index on the device. Few-shot episodes and
+populations of many thousand tasks are other indices into the same kind of pool.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metagater_jax.data.partition import Partition
+
+__all__ = ["Batch", "Population", "TaskData", "make_population", "make_task", "sample_batch", "to_float"]
+
+
+class Batch(NamedTuple):
+  """`images` (batch, …) floats, `labels` (batch,) integers, `weight` (batch,): 1, or 0 where a row is padding."""
+
+  images: jax.Array
+  labels: jax.Array
+  weight: jax.Array
+
+
+class TaskData(NamedTuple):
+  """The train or the test part of one task: rows `index[:count]` of a pool.
+
+  Attributes:
+    images: (pool, …), uint8 or floats.
+    labels: (pool,) integers.
+    index: (longest,) integers; what follows `count` is padding and never used.
+    count: how many samples there are.
+  """
+
+  images: jax.Array
+  labels: jax.Array
+  index: jax.Array
+  count: jax.Array
+
+  def rows(self, positions: jax.Array) -> Batch:
+    """The samples at these positions (0 … count − 1) of the task; others become rows of weight 0."""
+    chosen = self.index[positions]
+    return Batch(to_float(self.images[chosen]), self.labels[chosen], (positions < self.count).astype(jnp.float32))
+
+
+class Population(NamedTuple):
+  """All tasks. A pytree, to be passed to jitted functions as an argument.
+
+  Attributes:
+    images, labels: the pool that all tasks index.
+    train_index, test_index: (tasks, longest) integers, padded.
+    train_count, test_count: (tasks,) integers.
+  """
+
+  images: jax.Array
+  labels: jax.Array
+  train_index: jax.Array
+  train_count: jax.Array
+  test_index: jax.Array
+  test_count: jax.Array
+
+  def train(self, task: jax.Array) -> TaskData:
+    """The train part of one task."""
+    return TaskData(self.images, self.labels, self.train_index[task], self.train_count[task])
+
+  def test(self, task: jax.Array) -> TaskData:
+    """The test part of one task."""
+    return TaskData(self.images, self.labels, self.test_index[task], self.test_count[task])
+
+
+def to_float(images: jax.Array) -> jax.Array:
+  """uint8 pixels to [−1, 1]; floats stay as they are."""
+  return images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images
+
+
+def make_population(images: np.ndarray, labels: np.ndarray, partition: Partition) -> Population:
+  """A population from any arrays: bring your own data.
+
+  Args:
+    images: (samples, height, width, channels) or any (samples, …), uint8 (scaled by `to_float`) or floats.
+    labels: (samples,) integers 0 … classes − 1.
+    partition: which samples belong to which task.
+
+  Raises:
+    ValueError: lengths that differ, or a partition of another data set.
+  """
+  if len(images) != len(labels):
+    raise ValueError(f"there are {len(images)} images but {len(labels)} labels.")
+  largest = max(max(part.max() for part in partition.train), max(part.max() for part in partition.test))
+  if largest >= len(labels):
+    raise ValueError(f"the partition names sample {largest}, but the data set has {len(labels)}; it belongs to another one.")
+  train_index, train_count = _pad(partition.train)
+  test_index, test_count = _pad(partition.test)
+  return Population(jnp.asarray(images), jnp.asarray(np.asarray(labels, np.int32)), jnp.asarray(train_index),
+                    jnp.asarray(train_count), jnp.asarray(test_index), jnp.asarray(test_count))
+
+
+def make_task(images: np.ndarray, labels: np.ndarray) -> TaskData:
+  """One task from plain arrays, to adapt to or to evaluate on."""
+  count = len(labels)
+  return TaskData(jnp.asarray(images), jnp.asarray(np.asarray(labels, np.int32)), jnp.arange(count), jnp.asarray(count))
+
+
+def sample_batch(key: jax.Array, data: TaskData, size: int) -> Batch:
+  """A minibatch without replacement. A task with fewer than `size` samples gives all of them, padded with weight 0."""
+  longest = data.index.shape[0]
+  order = jax.random.uniform(key, (longest,))
+  order = jnp.where(jnp.arange(longest) < data.count, order, 2.0)  # padding comes last
+  _, positions = jax.lax.top_k(-order, min(size, longest))
+  return data.rows(positions)
+
+
+def _pad(parts):
+  counts = np.array([len(part) for part in parts], np.int32)
+  index = np.zeros((len(parts), counts.max()), np.int32)
+  for row, part in zip(index, parts):
+    row[:len(part)] = part
+  return index, counts

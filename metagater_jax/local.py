@@ -1,0 +1,79 @@
+"""What one node computes: losses on its data and the inexact local solution of Eq. (5)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metagater_jax.data.population import Batch, TaskData
+from metagater_jax.network import GatedNetwork
+
+__all__ = ["DrawBatch", "Loss", "classification_loss", "full_batch_gradient", "local_solve"]
+
+Params = Any
+# loss(params, batch, key) -> scalar: the mean over the batch's rows with their weights. The key is for randomness inside
+# the model (gate noise); None asks for the deterministic model.
+Loss = Callable[[Params, Batch, jax.Array | None], jax.Array]
+# draw(key) -> Batch: a fresh minibatch of the node's train data.
+DrawBatch = Callable[[jax.Array], Batch]
+
+
+def classification_loss(network: GatedNetwork) -> Loss:
+  """Mean cross-entropy of a network over the rows of a batch, with their weights (Eq. 2)."""
+  def loss(params, batch, key=None):
+    logits, _ = network.apply(params, batch.images, key)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    return jnp.sum(losses * batch.weight) / jnp.maximum(batch.weight.sum(), 1)
+  return loss
+
+
+def local_solve(loss: Loss, center: Params, draw: DrawBatch, key: jax.Array, *, prox_weight: float, steps: int,
+                optimizer: optax.GradientTransformation) -> tuple[Params, jax.Array]:
+  """w_i ≈ argmin_v L_i(v) + (λ/2)‖v − md‖² (Eq. 5), by `steps` steps of gradient descent from md.
+
+  Args:
+    loss: L_i, on minibatches.
+    center: md, the start and what the solution is pulled to.
+    draw: gives the minibatch of each step from a key.
+    key: of all randomness in here.
+    prox_weight: λ; 0 is plain local training.
+    steps: K.
+    optimizer: how a step is made from the gradient; `optax.sgd(η)` is the paper's.
+
+  Returns:
+    w_i and the mean of the losses L_i met on the way (without the pull).
+  """
+  def step(carry, key):
+    v, optimizer_state = carry
+    batch_key, noise_key = jax.random.split(key)
+    value, gradient = jax.value_and_grad(loss)(v, draw(batch_key), noise_key)
+    gradient = jax.tree.map(lambda g, v, md: g + prox_weight * (v - md), gradient, v, center)
+    updates, optimizer_state = optimizer.update(gradient, optimizer_state, v)
+    return (optax.apply_updates(v, updates), optimizer_state), value
+
+  (solution, _), losses = jax.lax.scan(step, (center, optimizer.init(center)), jax.random.split(key, steps))
+  return solution, losses.mean()
+
+
+def full_batch_gradient(loss: Callable[[Params, Batch], jax.Array], params: Params, data: TaskData,
+                        chunk: int = 64) -> tuple[jax.Array, Params]:
+  """The loss over all of a task's samples and its gradient, summed over chunks so that memory stays bounded.
+
+  Args:
+    loss: `(params, batch) -> ` weighted mean over the batch's rows.
+    params: what to differentiate with respect to.
+    data: the task's samples; chunks that are all padding are skipped.
+    chunk: rows at a time.
+  """
+  chunk = min(chunk, data.index.shape[0])
+
+  def add(i, sums):
+    batch = data.rows(i * chunk + jnp.arange(chunk))
+    new = jax.value_and_grad(loss)(params, batch)
+    share = batch.weight.sum() / data.count
+    return jax.tree.map(lambda total, part: total + share * part, sums, new)
+
+  zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+  return jax.lax.fori_loop(0, (data.count + chunk - 1) // chunk, add, zeros)

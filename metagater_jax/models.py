@@ -1,0 +1,71 @@
+"""Backbone networks of the paper as flax.linen modules: images of shape (batch, …) in, logits (batch, classes) out.
+
+Modules are named, so that a gate can be put on any layer by its name. They know nothing of gates.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+
+from metagater_jax.convolution import average_pool, conv_as_matmul, max_pool
+
+__all__ = ["MLP", "ConvNet4", "ConvNet7"]
+
+_he = nn.initializers.he_normal()
+_Conv = partial(nn.Conv, kernel_size=(3, 3), kernel_init=_he, conv_general_dilated=conv_as_matmul)
+
+
+class MLP(nn.Module):
+  """Fully connected network; the paper's MNIST model is 784-100-10.
+
+  Layers: `hidden1`, `hidden2`, …, `output`.
+  """
+
+  classes: int
+  widths: tuple[int, ...] = (100,)
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    x = images.reshape(images.shape[0], -1)
+    for i, width in enumerate(self.widths, 1):
+      x = jax.nn.relu(nn.Dense(width, kernel_init=_he, name=f"hidden{i}")(x))
+    return nn.Dense(self.classes, name="output")(x)
+
+
+class ConvNet4(nn.Module):
+  """Three 3×3 convolutions, each with relu and 2×2 max pooling, and a fully connected layer.
+
+  For 32×32 images the fully connected layer is 2048-classes, as in the paper. Layers: `conv1`, `conv2`, `conv3`, `output`.
+  """
+
+  classes: int
+  widths: tuple[int, ...] = (32, 64, 128)
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    x = images
+    for i, width in enumerate(self.widths, 1):
+      x = max_pool(jax.nn.relu(_Conv(width, name=f"conv{i}")(x)))
+    return nn.Dense(self.classes, name="output")(x.reshape(x.shape[0], -1))
+
+
+class ConvNet7(nn.Module):
+  """Six 3×3 convolutions with relu and a fully connected layer (Appendix E).
+
+  After the second and fourth convolution 2×2 max pooling, after the sixth 2×2 average pooling. The paper gives no widths;
+  these end in the 2048 features that its four-layer network has. Layers: `conv1` … `conv6`, `output`.
+  """
+
+  classes: int
+  widths: tuple[int, ...] = (32, 32, 64, 64, 128, 128)
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    x = images
+    for i, width in enumerate(self.widths, 1):
+      x = jax.nn.relu(_Conv(width, name=f"conv{i}")(x))
+      if i in (2, 4):
+        x = max_pool(x)
+    x = average_pool(x)
+    return nn.Dense(self.classes, name="output")(x.reshape(x.shape[0], -1))

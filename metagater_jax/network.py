@@ -1,0 +1,166 @@
+"""A backbone with gates on some of its layers: parameters w = (θ, φ) and the pure functions that use them."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from metagater_jax.gates import ChannelGate, binarize, logistic_noise
+
+__all__ = ["GatedNetwork", "network_layers", "Layer"]
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """One convolution or dense layer of a network, as one pass over one example meets it.
+
+  Attributes:
+    name: the module's path in the network ("conv3", "block1/conv2").
+    kind: "conv" or "dense".
+    inputs, outputs: channels (features) in and out.
+    macs: multiply-accumulate operations per example.
+    parameters: kernel and bias.
+    biased: whether there is a bias.
+    input_shape: of one example, without the batch axis.
+    source: name of the layer whose channels this one reads; None for the first.
+  """
+
+  name: str
+  kind: str
+  inputs: int
+  outputs: int
+  macs: int
+  parameters: int
+  biased: bool
+  input_shape: tuple[int, ...]
+  source: str | None
+
+
+def network_layers(backbone: nn.Module, image_shape: Sequence[int]) -> tuple[Layer, ...]:
+  """The convolutions and dense layers of a flax module in the order in which they are called.
+
+  Nothing is computed: the module is traced on shapes. Each layer's `source` is the layer called before it, which is true
+  of networks that are a chain.
+
+  Args:
+    backbone: any flax module that takes images (batch, …).
+    image_shape: of one image, without the batch axis.
+  """
+  layers = []
+
+  def record(next_function, args, kwargs, context):
+    out = next_function(*args, **kwargs)
+    module = context.module
+    if context.method_name == "__call__" and isinstance(module, (nn.Conv, nn.Dense)):
+      kernel = module.variables["params"]["kernel"]
+      bias = module.features if module.use_bias else 0
+      positions = out.size // out.shape[0] // out.shape[-1]
+      layers.append(Layer(
+          name="/".join(module.path), kind="conv" if isinstance(module, nn.Conv) else "dense",
+          inputs=args[0].shape[-1], outputs=out.shape[-1], macs=positions * kernel.size,
+          parameters=kernel.size + bias, biased=module.use_bias, input_shape=tuple(args[0].shape[1:]),
+          source=layers[-1].name if layers else None))
+    return out
+
+  with nn.intercept_methods(record):
+    jax.eval_shape(backbone.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+  return tuple(layers)
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedNetwork:
+  """Any flax backbone with channel gates on the layers named in `gated_layers` (none: the plain backbone).
+
+  The gate of layer l reads l's input z and multiplies l's output with its mask. With relu next, relu(conv(z) ⊙ m) is
+  relu(conv(z)) ⊙ m (Eq. 1), since masks are 0 or 1. Where a normalization follows the convolution, put both into one
+  module and gate that by its name. The layer must take one array (batch, …, C_in) and return (batch, …, C_out).
+
+  Parameters are `{"backbone": θ, "gate": {layer: φ_l}}`; without gates `gate` is empty, and every algorithm stays the same.
+
+  Attributes:
+    backbone: a flax module, images (batch, …) to logits (batch, classes).
+    gated_layers: paths of modules in it, as "conv3" or "block1/conv2".
+    hidden: hidden units of each gate.
+    temperature: of the backward pass, see `binarize`.
+    initial_log_odds: see `ChannelGate`.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from metagater_jax import ConvNet4
+  >>> network = GatedNetwork(ConvNet4(classes=10), gated_layers=("conv3",))
+  >>> params = network.init(jax.random.key(0), (32, 32, 3))
+  >>> logits, masks = network.apply(params, jnp.ones((2, 32, 32, 3)))
+  >>> logits.shape, masks["conv3"].shape
+  ((2, 10), (2, 128))
+  """
+
+  backbone: nn.Module
+  gated_layers: tuple[str, ...] = ()
+  hidden: int = 16
+  temperature: float | None = 1.0
+  initial_log_odds: float = 1.0
+  logit_scale: float = 1.0
+
+  def init(self, key: jax.Array, image_shape: Sequence[int]) -> Params:
+    """Parameters for images of shape `image_shape` (without the batch axis).
+
+    Raises:
+      ValueError: a gated layer that the backbone does not have; the message lists the layers.
+    """
+    shapes = {}
+
+    def watch(next_function, args, kwargs, context):
+      out = next_function(*args, **kwargs)
+      if context.method_name == "__call__" and context.module.path:
+        shapes["/".join(context.module.path)] = (args[0].shape, out.shape)
+      return out
+
+    backbone_key, gate_key = jax.random.split(key)
+    with nn.intercept_methods(watch):
+      backbone = self.backbone.init(backbone_key, jnp.zeros((1, *image_shape)))["params"]
+    gate = {}
+    for i, layer in enumerate(self.gated_layers):
+      if layer not in shapes:
+        raise ValueError(f"gated layer '{layer}' does not exist; the layers of {type(self.backbone).__name__} are "
+                         f"{', '.join(shapes)}.")
+      inputs, outputs = shapes[layer]
+      gate[layer] = self._gate(outputs[-1]).init(jax.random.fold_in(gate_key, i), jnp.zeros(inputs))["params"]
+    return {"backbone": backbone, "gate": gate}
+
+  def apply(self, params: Params, images: jax.Array, key: jax.Array | None = None
+            ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Logits (batch, classes) and the masks (batch, channels) by gated layer.
+
+    Args:
+      params: as `init` makes them.
+      images: (batch, …) floats.
+      key: for the noise of training masks; None (inference and adaptation): m = 1[ℓ > 0] without noise.
+    """
+    masks = {}
+
+    def gate(next_function, args, kwargs, context):
+      out = next_function(*args, **kwargs)
+      layer = "/".join(context.module.path)
+      if context.method_name != "__call__" or layer not in self.gated_layers:
+        return out
+      log_odds = self._gate(out.shape[-1]).apply({"params": params["gate"][layer]}, args[0])
+      if key is not None:
+        noise_key = jax.random.fold_in(key, self.gated_layers.index(layer))
+        log_odds = log_odds + logistic_noise(noise_key, log_odds.shape, log_odds.dtype)
+      masks[layer] = binarize(log_odds, self.temperature)
+      return out * jnp.expand_dims(masks[layer], tuple(range(1, out.ndim - 1)))
+
+    with nn.intercept_methods(gate):
+      logits = self.backbone.apply({"params": params["backbone"]}, images)
+    return logits, masks
+
+  def layers(self, image_shape: Sequence[int]) -> tuple[Layer, ...]:
+    """The backbone's layers, see `network_layers`."""
+    return network_layers(self.backbone, image_shape)
+
+  def _gate(self, channels):
+    return ChannelGate(channels, self.hidden, self.initial_log_odds, self.logit_scale)
