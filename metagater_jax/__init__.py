@@ -7,14 +7,14 @@ Pure functions of pytrees; everything works under jit, vmap and grad. Data sets 
 from metagater_jax.accelerated_proximal import (
     AcceleratedProximalState, accelerated_proximal, accelerated_proximal_eval_params)
 from metagater_jax.accounting import dense_cost, gate_cost, gated_macs, gated_parameters
-from metagater_jax.adaptation import adapt_backbone, adapt_gate, two_stage_adaptation
+from metagater_jax.adaptation import adapt_backbone, adapt_gate, calibrate_threshold, two_stage_adaptation
 from metagater_jax.algorithms.metagater import default_beta, metagater
 from metagater_jax.convolution import average_pool, conv_as_matmul, max_pool
 from metagater_jax.data.partition import (
     Partition, draw_sizes, partition_by_dirichlet, partition_by_label, split_targets)
 from metagater_jax.data.population import (
     Batch, Population, TaskData, make_population, make_task, sample_batch, to_float)
-from metagater_jax.evaluation import TaskMetrics, evaluate_targets, evaluate_task
+from metagater_jax.evaluation import TaskMetrics, evaluate_targets, evaluate_task, mean_over_task
 from metagater_jax.federated import (
     Algorithm, ClientUpdate, FederatedState, federated_init, federated_round, map_tasks, run_rounds, sample_cohort)
 from metagater_jax.gates import ChannelGate, binarize, gate_groups, logistic_noise, sparsity

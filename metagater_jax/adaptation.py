@@ -1,35 +1,43 @@
 """Fast adaptation at a target task in two stages (Section 3.3): the gate first, then the filters that it kept."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from metagater_jax.data.population import TaskData
+from metagater_jax.evaluation import mean_over_task
+from metagater_jax.federated import map_tasks
+from metagater_jax.gates import gate_groups
 from metagater_jax.local import Loss, full_batch_gradient
-from metagater_jax.penalties import Penalty
+from metagater_jax.network import GatedNetwork
+from metagater_jax.penalties import group_lasso, group_norms
 
-__all__ = ["adapt_backbone", "adapt_gate", "two_stage_adaptation"]
+__all__ = ["adapt_backbone", "adapt_gate", "calibrate_threshold", "two_stage_adaptation"]
 
 Params = dict[str, Any]
 
+_group_lasso = group_lasso(gate_groups)
 
-def adapt_gate(loss: Loss, params: Params, data: TaskData, *, lr: float, steps: int = 1, penalty: Penalty | None = None,
+
+def adapt_gate(loss: Loss, params: Params, data: TaskData, *, lr: float, steps: int = 1,
                threshold: float | jax.Array = 0.0, chunk: int = 64) -> Params:
   """Stage I: φ_i = prox_{κR}(φ − η_φ ∇_φ L_i(θ, φ)), with the backbone θ as it is and no gate noise.
 
   At w = the meta-model the pull λ of Eq. (3) has zero gradient, so it does not show in one step. The gradient needs no
-  backward pass below the lowest gate. With the Group Lasso as R, the proximal step switches off every channel whose
-  group has a norm of at most κ: for every input, so it can be cut out of this task's network. κ is what sets the
-  sparsity; without it, one gradient step merely moves channels across ℓ = 0.
+  backward pass below the lowest gate. R is the Group Lasso: the proximal step switches off every channel whose group has a
+  norm of at most κ, for every input, so that it can be cut out of this task's network; the other groups shrink, which
+  changes no mask. κ is what sets the sparsity (`calibrate_threshold` finds it): neither the weight of the penalty in
+  meta-training nor η_φ does, since a mask is a threshold at zero, which no scale of the log-odds moves.
 
   Args:
     loss: L_i.
     params: the meta-model.
     data: the target task's train data, all of which each step uses.
     lr: η_φ.
-    steps: gradient steps; the proximal step follows each.
-    penalty: R on the parameters; None: no proximal step.
-    threshold: κ, shared out evenly over the steps.
+    steps: gradient steps; one proximal step follows the last.
+    threshold: κ ≥ 0.
     chunk: see `full_batch_gradient`.
   """
   if not params["gate"]:
@@ -42,9 +50,7 @@ def adapt_gate(loss: Loss, params: Params, data: TaskData, *, lr: float, steps: 
   for _ in range(steps):
     _, gradient = full_batch_gradient(gate_loss, gate, data, chunk)
     gate = jax.tree.map(lambda w, g: w - lr * g, gate, gradient)
-    if penalty is not None:
-      gate = penalty.prox({**params, "gate": gate}, threshold / steps)["gate"]
-  return {**params, "gate": gate}
+  return {**params, "gate": _group_lasso.prox(gate, threshold)}
 
 
 def adapt_backbone(loss: Loss, params: Params, data: TaskData, *, lr: float, steps: int = 1, chunk: int = 64) -> Params:
@@ -64,7 +70,43 @@ def adapt_backbone(loss: Loss, params: Params, data: TaskData, *, lr: float, ste
 
 
 def two_stage_adaptation(loss: Loss, params: Params, data: TaskData, *, gate_lr: float, backbone_lr: float, steps: int = 1,
-                         penalty: Penalty | None = None, threshold: float | jax.Array = 0.0, chunk: int = 64) -> Params:
+                         threshold: float | jax.Array = 0.0, chunk: int = 64) -> Params:
   """Both stages, from the meta-model to the model of a target task; see `adapt_gate` and `adapt_backbone`."""
-  params = adapt_gate(loss, params, data, lr=gate_lr, steps=steps, penalty=penalty, threshold=threshold, chunk=chunk)
+  params = adapt_gate(loss, params, data, lr=gate_lr, steps=steps, threshold=threshold, chunk=chunk)
   return adapt_backbone(loss, params, data, lr=backbone_lr, steps=steps, chunk=chunk)
+
+
+def calibrate_threshold(network: GatedNetwork, adapted: Callable[[jax.Array], tuple[Params, TaskData]], tasks: jax.Array,
+                        sparsity: float, *, chunk: int = 64, task_axis: str | int = "auto") -> jax.Array:
+  """The κ ≥ 0 of stage I at which tasks have a given sparsity on average.
+
+  Each task runs stage I with κ = 0 and reports, per channel, the norm of its group and how often it is off; no data leaves
+  it. The proximal step with κ switches off the groups of norm at most κ and leaves the other masks as they are, so the mean
+  sparsity is a step function of κ that the reports determine. Use training tasks, never targets: a single number goes to
+  the targets with the meta-model, and each target has the sparsity that its own stage I leads to.
+
+  Args:
+    network: whose gates these are.
+    adapted: task number to (parameters after stage I with κ = 0, the task's train data).
+    tasks: (tasks,) numbers of the tasks that report.
+    sparsity: wanted mean fraction of gated channels that are off, in [0, 1). Where more are off at κ = 0, κ is 0.
+    chunk: samples at a time.
+    task_axis: see `map_tasks`.
+
+  Returns:
+    κ, a scalar.
+  """
+  def report(task):
+    params, data = adapted(task)
+    on_rate = mean_over_task(lambda batch: network.apply(params, batch.images)[1], data, chunk)
+    norms = group_norms(gate_groups, params["gate"])
+    return (jnp.concatenate([norms[layer] for layer in network.gated_layers]),
+            jnp.concatenate([1 - on_rate[layer] for layer in network.gated_layers]))
+
+  norms, off = (x.ravel() for x in map_tasks(report, tasks, task_axis))
+  order = jnp.argsort(norms)
+  # Sparsity once the groups up to each rank are switched off.
+  reached = off.mean() + jnp.cumsum(1 - off[order]) / off.size
+  rank = jnp.searchsorted(reached, sparsity)
+  kappa = norms[order][jnp.minimum(rank, off.size - 1)]
+  return jnp.where(off.mean() >= sparsity, 0.0, kappa)

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from metagater_jax.accounting import gate_cost, gated_macs, gated_parameters
-from metagater_jax.data.population import Population, TaskData
+from metagater_jax.data.population import Batch, Population, TaskData
 from metagater_jax.federated import map_tasks
 from metagater_jax.gates import sparsity
 from metagater_jax.network import GatedNetwork
 
-__all__ = ["TaskMetrics", "evaluate_targets", "evaluate_task"]
+__all__ = ["TaskMetrics", "evaluate_targets", "evaluate_task", "mean_over_task"]
 
 
 class TaskMetrics(NamedTuple):
@@ -36,28 +36,43 @@ class TaskMetrics(NamedTuple):
   on_rate: dict[str, jax.Array]
 
 
+def mean_over_task(measure: Callable[[Batch], Any], data: TaskData, chunk: int = 64) -> Any:
+  """The mean over all samples of a task of what `measure` gives per sample, `chunk` samples at a time.
+
+  Args:
+    measure: batch to a pytree of arrays with a leading sample axis.
+    data: the samples.
+    chunk: rows at a time; chunks that are all padding are skipped.
+  """
+  chunk = min(chunk, data.index.shape[0])
+  first = jnp.arange(chunk)
+
+  def sums(i):
+    batch = data.rows(i * chunk + first)
+    return jax.tree.map(lambda x: jnp.tensordot(batch.weight, x, axes=1), measure(batch))
+
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, 0))
+  total = jax.lax.fori_loop(0, (data.count + chunk - 1) // chunk,
+                            lambda i, total: jax.tree.map(jnp.add, total, sums(i)), zeros)
+  return jax.tree.map(lambda x: x / data.count, total)
+
+
 def evaluate_task(network: GatedNetwork, params: Any, data: TaskData, chunk: int = 64) -> TaskMetrics:
   """A network on one task's samples, `chunk` at a time."""
-  chunk = min(chunk, data.index.shape[0])
   layers = network.layers(data.images.shape[1:])
 
-  def measure(positions):
-    batch = data.rows(positions)
+  def measure(batch):
     logits, masks = network.apply(params, batch.images)
-    per_sample = {
+    samples = batch.labels.shape
+    return {
         "accuracy": (logits.argmax(-1) == batch.labels).astype(jnp.float32),
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels),
-        "sparsity": sparsity(masks) if masks else jnp.zeros(chunk),
-        "macs": jnp.broadcast_to(gated_macs(layers, masks), (chunk,)),
+        "sparsity": sparsity(masks) if masks else jnp.zeros(samples),
+        "macs": jnp.broadcast_to(gated_macs(layers, masks), samples),
         "on_rate": masks,
     }
-    return jax.tree.map(lambda x: jnp.tensordot(batch.weight, x, axes=1), per_sample)
 
-  first = jnp.arange(chunk)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measure, first))
-  sums = jax.lax.fori_loop(0, (data.count + chunk - 1) // chunk,
-                           lambda i, sums: jax.tree.map(jnp.add, sums, measure(i * chunk + first)), zeros)
-  mean = jax.tree.map(lambda x: x / data.count, sums)
+  mean = mean_over_task(measure, data, chunk)
   gate_macs, gate_parameters = gate_cost(layers, network.gated_layers, network.hidden)
   used = {name: rate > 0 for name, rate in mean["on_rate"].items()}
   return TaskMetrics(mean["accuracy"], mean["loss"], mean["sparsity"], mean["macs"] + gate_macs,

@@ -35,7 +35,9 @@ class Algorithm(NamedTuple):
     client_update: `(params, draw, key) -> ClientUpdate`, on one node; `draw(key)` gives a minibatch of its train data.
     server_update: `(server state, mean delta) -> server state`.
     deploy: `server state -> params` of the meta-model that a target task starts from.
-    adapt: `(params, task data, …) -> params` adapted to a target task.
+    calibrate: `(params, population, tasks) -> calibration`: what target tasks need beside the meta-model, learned on
+      training tasks after meta-training (for MetaGater the threshold that sets the sparsity).
+    adapt: `(params, task data, calibration) -> params` adapted to a target task.
   """
 
   init: Callable[[Params], Any]
@@ -43,6 +45,7 @@ class Algorithm(NamedTuple):
   client_update: Callable[[Params, DrawBatch, jax.Array], ClientUpdate]
   server_update: Callable[[Any, Params], Any]
   deploy: Callable[[Any], Params]
+  calibrate: Callable[[Params, Population, jax.Array], Any]
   adapt: Callable[..., Params]
 
 

@@ -44,7 +44,7 @@ class ConvNet4(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    x = images
+    x = _check_images(self, images)
     for i, width in enumerate(self.widths, 1):
       x = max_pool(jax.nn.relu(_Conv(width, name=f"conv{i}")(x)))
     return nn.Dense(self.classes, name="output")(x.reshape(x.shape[0], -1))
@@ -62,10 +62,16 @@ class ConvNet7(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    x = images
+    x = _check_images(self, images)
     for i, width in enumerate(self.widths, 1):
       x = jax.nn.relu(_Conv(width, name=f"conv{i}")(x))
       if i in (2, 4):
         x = max_pool(x)
     x = average_pool(x)
     return nn.Dense(self.classes, name="output")(x.reshape(x.shape[0], -1))
+
+
+def _check_images(model, images):
+  if images.ndim != 4:
+    raise ValueError(f"{type(model).__name__} expects images (batch, height, width, channels), got shape {images.shape}.")
+  return images

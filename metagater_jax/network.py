@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,8 @@ class GatedNetwork:
     backbone: a flax module, images (batch, …) to logits (batch, classes).
     gated_layers: paths of modules in it, as "conv3" or "block1/conv2".
     hidden: hidden units of each gate.
-    temperature: of the backward pass, see `binarize`.
+    temperature: τ of the binary Gumbel-softmax gate; None is the plain straight-through gate: identity gradient and no
+      noise, in training too.
     initial_log_odds: see `ChannelGate`.
 
   >>> import jax, jax.numpy as jnp
@@ -139,6 +141,9 @@ class GatedNetwork:
       params: as `init` makes them.
       images: (batch, …) floats.
       key: for the noise of training masks; None (inference and adaptation): m = 1[ℓ > 0] without noise.
+
+    Raises:
+      ValueError: images of a shape that these parameters are not made for.
     """
     masks = {}
 
@@ -148,14 +153,18 @@ class GatedNetwork:
       if context.method_name != "__call__" or layer not in self.gated_layers:
         return out
       log_odds = self._gate(out.shape[-1]).apply({"params": params["gate"][layer]}, args[0])
-      if key is not None:
+      if key is not None and self.temperature is not None:
         noise_key = jax.random.fold_in(key, self.gated_layers.index(layer))
         log_odds = log_odds + logistic_noise(noise_key, log_odds.shape, log_odds.dtype)
       masks[layer] = binarize(log_odds, self.temperature)
       return out * jnp.expand_dims(masks[layer], tuple(range(1, out.ndim - 1)))
 
-    with nn.intercept_methods(gate):
-      logits = self.backbone.apply({"params": params["backbone"]}, images)
+    try:
+      with nn.intercept_methods(gate):
+        logits = self.backbone.apply({"params": params["backbone"]}, images)
+    except flax.errors.ScopeParamShapeError as error:
+      raise ValueError(f"images of shape {images.shape[1:]} do not fit these parameters of {type(self.backbone).__name__}: "
+                       f"{error}") from error
     return logits, masks
 
   def layers(self, image_shape: Sequence[int]) -> tuple[Layer, ...]:

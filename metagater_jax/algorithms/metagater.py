@@ -1,18 +1,19 @@
 """MetaGater (Algorithm 1): federated meta-learning of backbone and gates by accelerated proximal gradient descent."""
 
-from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from metagater_jax.accelerated_proximal import accelerated_proximal, accelerated_proximal_eval_params
+from metagater_jax.adaptation import adapt_gate, calibrate_threshold, two_stage_adaptation
 from metagater_jax.federated import Algorithm, ClientUpdate
 from metagater_jax.local import Loss, local_solve
+from metagater_jax.network import GatedNetwork
 from metagater_jax.penalties import Penalty, no_penalty
 
 __all__ = ["MetaGaterState", "default_beta", "metagater"]
-
-from typing import Any, NamedTuple
 
 
 class MetaGaterState(NamedTuple):
@@ -37,7 +38,13 @@ def metagater(
     gamma: str | optax.ScalarOrSchedule = "ghadimi_lan",
     penalty: Penalty | None = None,
     penalty_weight: optax.ScalarOrSchedule = 0.0,
-    adapt: Callable | None = None,
+    adapt_lr: float = 0.05,
+    gate_adapt_lr: float = 10.0,
+    adapt_steps: int = 1,
+    target_sparsity: float | None = None,
+    network: GatedNetwork | None = None,
+    chunk: int = 64,
+    task_axis: str | int = "auto",
     before_server: optax.GradientTransformation | None = None,
 ) -> Algorithm:
   """Algorithm 1 on parameters w = (θ, φ); with an empty gate it is MetaGater without gating.
@@ -57,7 +64,12 @@ def metagater(
     gamma: γ_t, see `accelerated_proximal`.
     penalty: R on the parameters (`on_part(group_lasso(gate_groups), "gate")`); None: no penalty.
     penalty_weight: μ.
-    adapt: `(params, task data, …) -> params`; usually `two_stage_adaptation` with its rates filled in.
+    adapt_lr, gate_adapt_lr, adapt_steps: η_θ, η_φ and steps of each stage of the adaptation.
+    target_sparsity: mean sparsity that adapted tasks shall have; `calibrate` then finds κ of stage I on training tasks.
+      None: κ = 0, the gate's gradient step alone decides.
+    network: needed for `target_sparsity`.
+    chunk: samples at a time in the adaptation.
+    task_axis: see `map_tasks`, for the calibration.
     before_server: an optax transformation of d in front of the server's update, clipping for instance.
 
   Returns:
@@ -66,6 +78,9 @@ def metagater(
   for name, rate in (("local_lr", local_lr), ("prox_weight", prox_weight), ("local_steps", local_steps)):
     if not rate > 0:
       raise ValueError(f"metagater: {name} must be positive, got {rate}.")
+  if target_sparsity is not None and (network is None or not 0 <= target_sparsity < 1):
+    raise ValueError("metagater: target_sparsity must lie in [0, 1) and needs the network, got "
+                     f"target_sparsity={target_sparsity}, network={network}.")
   server = accelerated_proximal(
       penalty or no_penalty(), default_beta(prox_weight) if beta is None else beta, penalty_weight=penalty_weight,
       gamma=gamma)
@@ -84,6 +99,20 @@ def metagater(
     updates, optimizer = server.update(d, state.optimizer, state.md)
     return MetaGaterState(optax.apply_updates(state.md, updates), optimizer)
 
+  def calibrate(params, population, tasks):
+    if target_sparsity is None or not params["gate"]:
+      return jnp.zeros(())
+
+    def after_stage_one(task):
+      data = population.train(task)
+      return adapt_gate(loss, params, data, lr=gate_adapt_lr, steps=adapt_steps, chunk=chunk), data
+    return calibrate_threshold(network, after_stage_one, tasks, target_sparsity, chunk=chunk, task_axis=task_axis)
+
+  def adapt(params, data, threshold=0.0):
+    return two_stage_adaptation(loss, params, data, gate_lr=gate_adapt_lr, backbone_lr=adapt_lr, steps=adapt_steps,
+                                threshold=threshold, chunk=chunk)
+
   return Algorithm(
       init=init, broadcast=lambda state: state.md, client_update=client_update, server_update=server_update,
-      deploy=lambda state: accelerated_proximal_eval_params(state.optimizer), adapt=adapt)
+      deploy=lambda state: accelerated_proximal_eval_params(state.optimizer),
+      calibrate=calibrate, adapt=adapt)

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -127,11 +128,10 @@ def _how_to_prepare(name, data_dir):
   directory = Path(default_data_dir() if data_dir is None else data_dir)
   there = sorted(p.name for p in directory.iterdir() if p.is_dir()) if directory.is_dir() else []
   option = "" if data_dir is None else f" --data_dir={data_dir}"
+  python = sys.executable or "python"
   return (f"'{name}' is not in the data directory {directory} (it holds: {', '.join(there) or 'nothing'}). "
-          "TFDS needs TensorFlow to prepare it, once. This installs that and downloads the set:\n"
-          f"  pip install 'metagater_jax[prepare]' && python -m metagater_jax.data.prepare {name}{option}\n"
-          "(from a checkout: .venv/bin/pip install '.[prepare]' && .venv/bin/python -m metagater_jax.data.prepare "
-          f"{name}{option})")
+          "TFDS needs TensorFlow to prepare it, once. From the checkout, this installs that and downloads the set:\n"
+          f"  {python} -m pip install -e '.[prepare]' && {python} -m metagater_jax.data.prepare {name}{option}")
 
 
 def _load_cached(name, builder):

@@ -97,27 +97,20 @@ def partition_by_label(labels: np.ndarray, *, tasks: int, labels_per_task: int, 
     raise ValueError(f"size_range starts at {low}, but a task of {labels_per_task} labels has at least one train sample of "
                      "each.")
   keep = 1 - test_fraction
-  # A task rounds up to whole samples per label, in train and in test, so it may need up to 2 more of each label.
-  slack = 2 * tasks * labels_per_task
-  train_sizes = draw_sizes(rng, tasks, size_range, (len(labels) - slack) * keep, fill)
-
-  left = np.array([len(pool) for pool in pools])
-  demand = [None] * tasks
-  # Largest first, each from the labels with the most samples left (ties and near-ties at random): this keeps the labels
-  # equally used and leaves no large task without data.
-  for task in np.argsort(-train_sizes, kind="stable"):
-    order = np.argsort(-left * rng.uniform(0.75, 1.0, len(left)))
-    chosen = order[:labels_per_task]
-    wanted = _even(train_sizes[task], labels_per_task)
-    held = [n + max(1, round(n * test_fraction / keep)) for n in wanted]
-    held = _take(np.array(held), left[chosen])
-    train = np.array([_train_part(n, test_fraction) for n in held])
-    if train.sum() < low or held.min() < 2:
-      raise ValueError(
-          f"the data cannot fill size_range={tuple(size_range)} with {tasks} tasks of {labels_per_task} labels each: "
-          f"a task got {train.sum()} train samples; use fewer tasks, more labels per task, or a smaller range.")
-    left[chosen] -= held
-    demand[task] = list(zip(chosen, held))
+  # Labels run out one by one, so the last tasks may not find enough of any when all that is there is asked for: then
+  # ask for a little less of it.
+  share, shortfall = 1.0, None
+  while low * tasks <= len(labels) * keep * share or shortfall is None:
+    sizes = draw_sizes(np.random.default_rng([seed, 2]), tasks, size_range, len(labels) * keep * share, fill)
+    demand, shortfall = _choose_labels(np.random.default_rng([seed, 3]), sizes, [len(pool) for pool in pools],
+                                       labels_per_task, test_fraction, low)
+    if shortfall is None:
+      break
+    share *= 0.98
+  else:
+    raise ValueError(f"the data cannot fill size_range={tuple(size_range)} with {tasks} tasks of {labels_per_task} labels "
+                     f"each: a task got {shortfall} train samples; use fewer tasks, more labels per task, or a smaller "
+                     "range.")
 
   used = np.zeros(len(pools), int)
   parts = []
@@ -203,6 +196,25 @@ def _shuffled_by_class(rng, labels):
     raise ValueError(f"labels must be a one-dimensional integer array, got {labels.dtype}{list(labels.shape)}.")
   classes = np.unique(labels)
   return classes, [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
+
+
+def _choose_labels(rng, train_sizes, available, labels_per_task, test_fraction, low):
+  """(label, samples) pairs of each task, and None; or None and how many train samples the first task that fails got."""
+  left = np.array(available)
+  demand = [None] * len(train_sizes)
+  # Largest first, each from the labels with the most samples left (near-ties at random): this keeps the labels equally
+  # used and leaves no large task without data.
+  for task in np.argsort(-train_sizes, kind="stable"):
+    chosen = np.argsort(-left * rng.uniform(0.8, 1.0, len(left)))[:labels_per_task]
+    wanted = [n + max(1, round(n * test_fraction / (1 - test_fraction)))
+              for n in _even(train_sizes[task], labels_per_task)]
+    held = _take(np.array(wanted), left[chosen])
+    train = sum(_train_part(n, test_fraction) for n in held)
+    if train < low or held.min() < 2:
+      return None, train
+    left[chosen] -= held
+    demand[task] = list(zip(chosen, held))
+  return demand, None
 
 
 def _check_fraction(test_fraction):

@@ -1,0 +1,11 @@
+"""CIFAR-10 with moderate local data (Appendix E.2): the seven-layer network, gates on conv5 and conv6."""
+
+from configs import cifar10
+
+
+def get_config():
+  config = cifar10.get_config()
+  config.name = "cifar10_moderate"
+  config.model = "conv7"
+  config.gated_layers = ("conv5", "conv6")
+  return config

@@ -1,0 +1,144 @@
+"""The fields of an experiment, their defaults, and the checks that run before any long work."""
+
+import difflib
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+import metagater_jax as mg
+from experiments import registry
+from metagater_jax.accelerated_proximal import GAMMA_SCHEDULES
+from metagater_jax.data.datasets import Dataset
+
+__all__ = ["ConfigError", "base_config", "check_config", "check_dataset", "closest"]
+
+
+class ConfigError(ValueError):
+  """A configuration that cannot run. The message says what was expected, what came and what to do."""
+
+
+def base_config() -> ConfigDict:
+  """All fields with their defaults. Files in configs/ set what a protocol needs; a locked ConfigDict takes no others."""
+  config = ConfigDict()
+  config.name = "digits"
+  # Data
+  config.dataset = "digits"
+  config.data_dir = placeholder(str)  # None: TFDS's own default
+  config.seed = 0
+  # Tasks
+  config.partition = "labels"  # or "dirichlet"
+  config.tasks = 20
+  config.target_tasks = 5
+  config.target_tasks_seen = False  # whether target tasks take part in meta-training
+  config.labels_per_task = 2
+  config.size_range = (20, 200)  # train samples of a task
+  config.fill = True  # scale the sizes so that all data is used, as far as the range allows
+  config.test_fraction = 0.25
+  config.concentration = 0.5  # of the Dirichlet partition
+  # Network
+  config.model = "conv4"
+  config.widths = ()  # layer widths; empty: the model's own
+  config.gated = True
+  config.gated_layers = ("conv3",)
+  config.gate_hidden = 16
+  config.gate_temperature = 1.0  # 0: plain straight-through
+  config.gate_initial_log_odds = 1.0  # b2 at the start: channels are on with probability 0.73 in training
+  config.gate_logit_scale = 0.1  # of W2 at the start: small, so that training does not start with random masks
+  # Meta-training
+  config.algorithm = "metagater"
+  config.rounds = 100
+  config.eval_every = 20
+  config.cohort = 5
+  config.batch_size = 20
+  config.local_steps = 1
+  config.local_lr = 0.1
+  config.prox_weight = 15.0
+  config.beta = placeholder(float)  # None: 0.3 / prox_weight
+  config.gamma = "ghadimi_lan"
+  config.penalty = "group_lasso"
+  config.penalty_weight = 0.0
+  # Adaptation
+  config.adapt_lr = 0.05
+  config.gate_adapt_lr = 10.0
+  config.adapt_steps = 1
+  config.target_sparsity = placeholder(float)
+  config.target_sparsity = 0.3  # mean fraction of gated channels that adapted tasks have off; None: no proximal step
+  config.calibration_tasks = 20  # training tasks that set the threshold for it (all, if there are fewer)
+  # How it is computed
+  config.task_axis = "auto"
+  config.rounds_per_dispatch = 10
+  config.chunk = 64  # samples at a time in adaptation and evaluation
+  return config
+
+
+def closest(what: str, value: str, known: Iterable[str]) -> str:
+  """A message for an unknown name that gives the nearest known ones, and all of them."""
+  known = sorted(known)
+  nearest = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
+  hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+  return f"unknown {what} '{value}'.{hint} Known: {', '.join(known)}."
+
+
+def check_config(config: ConfigDict) -> ConfigDict:
+  """A copy with every field resolved, or a ConfigError that names the field, what it may be, and what it is."""
+  config = ConfigDict(config)
+  for field, known in (("model", registry.MODELS), ("algorithm", registry.ALGORITHMS), ("gamma", GAMMA_SCHEDULES),
+                       ("penalty", registry.PENALTIES), ("partition", registry.PARTITIONS)):
+    if config[field] not in known:
+      raise ConfigError(closest(field, config[field], known))
+  counts = ("rounds", "eval_every", "tasks", "target_tasks", "cohort", "labels_per_task", "batch_size", "local_steps",
+            "adapt_steps", "gate_hidden", "rounds_per_dispatch", "chunk", "calibration_tasks")
+  for field in counts:
+    if config[field] < 1:
+      raise ConfigError(f"{field} must be at least 1, got {config[field]}.")
+  for field in ("local_lr", "adapt_lr", "gate_adapt_lr", "prox_weight", "beta", "concentration"):
+    if config[field] is not None and not config[field] > 0:
+      raise ConfigError(f"{field} must be positive, got {config[field]}.")
+  for field in ("penalty_weight", "gate_temperature"):
+    if not config[field] >= 0:
+      raise ConfigError(f"{field} must not be negative, got {config[field]}.")
+  if not 0 < config.test_fraction < 1:
+    raise ConfigError(f"test_fraction must lie between 0 and 1, got {config.test_fraction}.")
+  if config.target_sparsity is not None and not 0 <= config.target_sparsity < 1:
+    raise ConfigError(f"target_sparsity must lie in [0, 1), got {config.target_sparsity}.")
+  if not all(isinstance(width, int) and width > 0 for width in config.widths):
+    raise ConfigError(f"widths must be positive whole numbers, one per layer, got {tuple(config.widths)}.")
+  if len(config.size_range) != 2 or not 1 <= config.size_range[0] <= config.size_range[1]:
+    raise ConfigError("size_range must be two numbers with 1 <= smallest <= largest, got "
+                      f"{tuple(config.size_range)}.")
+  try:
+    training, _ = mg.split_targets(config.tasks, config.target_tasks, config.seed, seen=config.target_tasks_seen)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  if config.cohort > len(training):
+    raise ConfigError(f"cohort is {config.cohort}, but there are {len(training)} training tasks (tasks={config.tasks}, "
+                      f"target_tasks={config.target_tasks}); use a smaller cohort or more tasks.")
+  if config.gated and not config.gated_layers:
+    raise ConfigError("gated is set, but gated_layers is empty; name a layer, or set gated=False.")
+  _check_network(config, classes=2, image_shape=(32, 32, 3))  # names of layers do not depend on the images
+  if config.beta is None:
+    config.beta = mg.default_beta(config.prox_weight)
+  return config
+
+
+def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
+  """Raises a ConfigError where the data does not fit the network or the tasks."""
+  labels = np.asarray(dataset.labels)
+  if len(dataset.images) != len(labels):
+    raise ConfigError(f"there are {len(dataset.images)} images but {len(labels)} labels.")
+  if labels.min() < 0 or labels.max() >= dataset.classes:
+    raise ConfigError(f"labels must lie in 0 … {dataset.classes - 1}, but range from {labels.min()} to {labels.max()}.")
+  if config.partition == "labels" and config.labels_per_task > dataset.classes:
+    raise ConfigError(f"labels_per_task is {config.labels_per_task}, but {dataset.name} has {dataset.classes} classes.")
+  _check_network(config, dataset.classes, dataset.images.shape[1:])
+
+
+def _check_network(config, classes, image_shape):
+  try:
+    network = registry.make_network(config, classes)
+    jax.eval_shape(lambda key: network.init(key, image_shape), jax.random.key(0))
+  except ValueError as error:
+    raise ConfigError(f"model '{config.model}' on images of shape {tuple(image_shape)}: {error}") from error

@@ -1,0 +1,119 @@
+"""What a run leaves behind: metric files, the result table, the figures."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["MetricsWriter", "plot_accuracy", "plot_tasks", "result_table", "summary", "write_json"]
+
+
+def write_json(path: Path, content: Any) -> None:
+  """Writes `content` as JSON, by way of a temporary file: a reader never sees half of it."""
+  partial = path.with_suffix(path.suffix + ".partial")
+  partial.write_text(json.dumps(content, indent=1) + "\n")
+  partial.replace(path)
+
+
+def summary(values: np.ndarray) -> dict[str, Any]:
+  """Mean, standard deviation (over tasks, n in the denominator) and the values themselves."""
+  values = np.asarray(values, np.float64)
+  return {"mean": float(values.mean()), "std": float(values.std()), "per_task": values.tolist()}
+
+
+class MetricsWriter:
+  """One row per evaluation, to `metrics.jsonl` and `metrics.csv`; each row is on disk when `write` returns."""
+
+  def __init__(self, workdir: Path):
+    self._jsonl = workdir / "metrics.jsonl"
+    self._csv = workdir / "metrics.csv"
+
+  def write(self, row: dict[str, Any]) -> None:
+    """Appends a row; all rows have the same keys."""
+    with self._jsonl.open("a") as file:
+      file.write(json.dumps(row) + "\n")
+    new = not self._csv.exists()
+    with self._csv.open("a", newline="") as file:
+      writer = csv.DictWriter(file, list(row))
+      if new:
+        writer.writeheader()
+      writer.writerow(row)
+
+
+def result_table(result: dict[str, Any]) -> str:
+  """The result of a run as lines for a terminal."""
+  tasks = len(result["accuracy"]["per_task"])
+  share = lambda s: f"{100 * s['mean']:.1f} % ± {100 * s['std']:.1f}"
+  cost = lambda c: f"{c['dense']:,} dense" + (
+      "" if c["gated"] is None else f", {c['gated']:,.0f} gated ({100 * c['gated'] / c['dense']:.0f} %)")
+  seconds = result["seconds"]
+  rows = [
+      ("accuracy before adaptation", share(result["accuracy_before_adaptation"])),
+      ("accuracy after adaptation", share(result["accuracy"])),
+      ("sparsity of gated layers", share(result["sparsity"]) if result["sparsity"] else "no gates"),
+      ("multiply-accumulates per image", cost(result["macs"])),
+      ("parameters", cost(result["parameters"])),
+      ("one round", f"{result['round_ms']:.1f} ms (median)"),
+      ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())),
+  ]
+  title = (f"{result['name']}: {result['algorithm']}{', gated' if result['gated'] else ''}, {result['rounds']} rounds, "
+           f"seed {result['seed']}; mean ± spread over {tasks} target tasks")
+  width = max(len(name) for name, _ in rows)
+  return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+  """Accuracy before and after adaptation, and sparsity where there are gates, over rounds."""
+  plt = _pyplot()
+  figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+  rounds = [row["round"] for row in rows]
+  for prefix, label, style in (("accuracy", "accuracy after adaptation", "o-"),
+                               ("accuracy_before", "accuracy before adaptation", "s--")):
+    mean = np.array([row[f"{prefix}_mean"] for row in rows])
+    std = np.array([row[f"{prefix}_std"] for row in rows])
+    line, = axis.plot(rounds, mean, style, label=label, markersize=4)
+    axis.fill_between(rounds, mean - std, np.minimum(mean + std, 1), color=line.get_color(), alpha=0.15)
+  if rows and rows[0]["sparsity_mean"] is not None:
+    axis.plot(rounds, [row["sparsity_mean"] for row in rows], "^:", color="tab:green", markersize=4,
+              label="sparsity of gated layers")
+  axis.set(xlabel="communication round", ylabel="fraction", ylim=(0, 1.02), title=title)
+  axis.grid(alpha=0.3)
+  axis.legend(loc="best")
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+def plot_tasks(path: Path, result: dict[str, Any], tasks: Sequence[dict[str, Any]]) -> None:
+  """Accuracy and sparsity of each target task as bars; `tasks` gives each one's number, labels and train samples."""
+  plt = _pyplot()
+  order = np.argsort(result["accuracy"]["per_task"])[::-1]
+  names = [f"task {tasks[i]['task']}\nlabels {', '.join(map(str, tasks[i]['labels']))}\n{tasks[i]['train_samples']} train"
+           for i in order]
+  gated = result["sparsity"] is not None
+  figure, axes = plt.subplots(1 + gated, 1, figsize=(max(6, 0.62 * len(names) + 1.5), 3.2 + 2.4 * gated), sharex=True,
+                              layout="constrained", squeeze=False)
+  panels = [("accuracy", "accuracy after adaptation", "tab:blue")]
+  if gated:
+    panels.append(("sparsity", "sparsity of gated layers", "tab:green"))
+  for axis, (key, label, color) in zip(axes[:, 0], panels):
+    values = np.array(result[key]["per_task"])[order]
+    axis.bar(range(len(values)), values, color=color, width=0.7)
+    axis.axhline(result[key]["mean"], color="black", linewidth=1, linestyle="--",
+                 label=f"mean {result[key]['mean']:.3f} ± {result[key]['std']:.3f}")
+    axis.set(ylabel=label, ylim=(0, 1.02))
+    axis.legend(loc="lower right", fontsize=8)
+    axis.grid(axis="y", alpha=0.3)
+  axes[-1, 0].set_xticks(range(len(names)), names, fontsize=6.5, rotation=0 if len(names) <= 10 else 90)
+  figure.suptitle(f"{result['name']}: target tasks after one-step adaptation")
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+def _pyplot():
+  import matplotlib
+  matplotlib.use("Agg")  # no display is needed
+  import matplotlib.pyplot as plt
+  return plt
