@@ -45,7 +45,7 @@ def base_config() -> ConfigDict:
   config.gated_layers = ("conv3",)
   config.gate_hidden = 16
   config.gate_temperature = 1.0  # 0: plain straight-through
-  config.gate_initial_log_odds = 1.0  # b2 at the start: channels are on with probability 0.73 in training
+  config.gate_initial_log_odds = 2.0  # b2 at the start: channels are on with probability 0.88 in training
   config.gate_logit_scale = 0.1  # of W2 at the start: small, so that training does not start with random masks
   # Meta-training
   config.algorithm = "metagater"
@@ -65,7 +65,7 @@ def base_config() -> ConfigDict:
   config.gate_adapt_lr = 10.0
   config.adapt_steps = 1
   config.target_sparsity = placeholder(float)
-  config.target_sparsity = 0.3  # mean fraction of gated channels that adapted tasks have off; None: no proximal step
+  config.target_sparsity = 0.4  # mean fraction of gated channels that adapted tasks have off; None: no proximal step
   config.calibration_tasks = 20  # training tasks that set the threshold for it (all, if there are fewer)
   # How it is computed
   config.task_axis = "auto"

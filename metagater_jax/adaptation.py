@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from metagater_jax.data.population import TaskData
 from metagater_jax.evaluation import mean_over_task
 from metagater_jax.federated import map_tasks
-from metagater_jax.gates import gate_groups
+from metagater_jax.gates import gate_groups, sparsity as sparsity_of
 from metagater_jax.local import Loss, full_batch_gradient
 from metagater_jax.network import GatedNetwork
 from metagater_jax.penalties import group_lasso, group_norms
@@ -76,37 +76,49 @@ def two_stage_adaptation(loss: Loss, params: Params, data: TaskData, *, gate_lr:
   return adapt_backbone(loss, params, data, lr=backbone_lr, steps=steps, chunk=chunk)
 
 
-def calibrate_threshold(network: GatedNetwork, adapted: Callable[[jax.Array], tuple[Params, TaskData]], tasks: jax.Array,
-                        sparsity: float, *, chunk: int = 64, task_axis: str | int = "auto") -> jax.Array:
+def calibrate_threshold(network: GatedNetwork, params: Params, stage_one: Callable[[Params, TaskData], Params],
+                        train_data: Callable[[jax.Array], TaskData], tasks: jax.Array, sparsity: float, *,
+                        samples: int = 64, task_axis: str | int = "auto") -> jax.Array:
   """The κ ≥ 0 of stage I at which tasks have a given sparsity on average.
 
-  Each task runs stage I with κ = 0 and reports, per channel, the norm of its group and how often it is off; no data leaves
-  it. The proximal step with κ switches off the groups of norm at most κ and leaves the other masks as they are, so the mean
-  sparsity is a step function of κ that the reports determine. Use training tasks, never targets: a single number goes to
-  the targets with the meta-model, and each target has the sparsity that its own stage I leads to.
+  Each task runs stage I with κ = 0 once; then the server proposes κ, each task answers with its sparsity under it, and
+  bisection over the norms of the tasks' groups finds the smallest κ that reaches the wanted mean. No data leaves a task.
+  Use training tasks, never targets: a single number goes to the targets with the meta-model, and each target has the
+  sparsity that its own stage I leads to.
 
   Args:
     network: whose gates these are.
-    adapted: task number to (parameters after stage I with κ = 0, the task's train data).
-    tasks: (tasks,) numbers of the tasks that report.
+    params: the meta-model.
+    stage_one: `(params, task data) -> params` with κ = 0.
+    train_data: number of a task to its train data (`population.train`).
+    tasks: (tasks,) numbers of the tasks that answer.
     sparsity: wanted mean fraction of gated channels that are off, in [0, 1). Where more are off at κ = 0, κ is 0.
-    chunk: samples at a time.
+    samples: at most so many of a task's train samples are looked at for an answer.
     task_axis: see `map_tasks`.
 
   Returns:
     κ, a scalar.
   """
-  def report(task):
-    params, data = adapted(task)
-    on_rate = mean_over_task(lambda batch: network.apply(params, batch.images)[1], data, chunk)
-    norms = group_norms(gate_groups, params["gate"])
-    return (jnp.concatenate([norms[layer] for layer in network.gated_layers]),
-            jnp.concatenate([1 - on_rate[layer] for layer in network.gated_layers]))
+  gates = map_tasks(lambda task: stage_one(params, train_data(task))["gate"], tasks, task_axis)
+  norms = jnp.sort(jnp.concatenate([n.ravel() for n in jax.vmap(
+      lambda gate: group_norms(gate_groups, gate))(gates).values()]))
+  kappas = jnp.concatenate([jnp.zeros(1), norms])
 
-  norms, off = (x.ravel() for x in map_tasks(report, tasks, task_axis))
-  order = jnp.argsort(norms)
-  # Sparsity once the groups up to each rank are switched off.
-  reached = off.mean() + jnp.cumsum(1 - off[order]) / off.size
-  rank = jnp.searchsorted(reached, sparsity)
-  kappa = norms[order][jnp.minimum(rank, off.size - 1)]
-  return jnp.where(off.mean() >= sparsity, 0.0, kappa)
+  def mean_sparsity(kappa):
+    def answer(task_and_gate):
+      task, gate = task_and_gate
+      data = train_data(task)
+      data = data._replace(index=data.index[:samples], count=jnp.minimum(data.count, samples))
+      adapted = {**params, "gate": _group_lasso.prox(gate, kappa)}
+      return mean_over_task(lambda batch: sparsity_of(network.apply(adapted, batch.images)[1]), data, samples)
+    return map_tasks(answer, (tasks, gates), task_axis).mean()
+
+  def halve(_, bounds):
+    low, high = bounds  # kappas[high] reaches the wanted sparsity, nothing below `low` does
+    middle = (low + high) // 2
+    enough = mean_sparsity(kappas[middle]) >= sparsity
+    return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+  last = kappas.shape[0] - 1
+  _, rank = jax.lax.fori_loop(0, last.bit_length() + 1, halve, (jnp.array(0), jnp.array(last)))
+  return kappas[rank]

@@ -89,7 +89,7 @@ class GatedNetwork:
     hidden: hidden units of each gate.
     temperature: τ of the binary Gumbel-softmax gate; None is the plain straight-through gate: identity gradient and no
       noise, in training too.
-    initial_log_odds: see `ChannelGate`.
+    initial_log_odds, logit_scale: see `ChannelGate`.
 
   >>> import jax, jax.numpy as jnp
   >>> from metagater_jax import ConvNet4
@@ -104,8 +104,8 @@ class GatedNetwork:
   gated_layers: tuple[str, ...] = ()
   hidden: int = 16
   temperature: float | None = 1.0
-  initial_log_odds: float = 1.0
-  logit_scale: float = 1.0
+  initial_log_odds: float = 2.0
+  logit_scale: float = 0.1
 
   def init(self, key: jax.Array, image_shape: Sequence[int]) -> Params:
     """Parameters for images of shape `image_shape` (without the batch axis).

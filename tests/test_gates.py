@@ -11,7 +11,8 @@ import metagater_jax as mg
 
 def soft_derivative(log_odds, temperature):
   """Central difference of σ(ℓ/τ) in float64."""
-  sigma = lambda x: 1 / (1 + np.exp(-np.asarray(x, np.float64) / temperature))
+  log_odds = np.asarray(log_odds, np.float64)
+  sigma = lambda x: 1 / (1 + np.exp(-x / temperature))
   return (sigma(log_odds + 1e-5) - sigma(log_odds - 1e-5)) / 2e-5
 
 

@@ -103,10 +103,10 @@ def metagater(
     if target_sparsity is None or not params["gate"]:
       return jnp.zeros(())
 
-    def after_stage_one(task):
-      data = population.train(task)
-      return adapt_gate(loss, params, data, lr=gate_adapt_lr, steps=adapt_steps, chunk=chunk), data
-    return calibrate_threshold(network, after_stage_one, tasks, target_sparsity, chunk=chunk, task_axis=task_axis)
+    def stage_one(params, data):
+      return adapt_gate(loss, params, data, lr=gate_adapt_lr, steps=adapt_steps, chunk=chunk)
+    return calibrate_threshold(network, params, stage_one, population.train, tasks, target_sparsity, samples=chunk,
+                               task_axis=task_axis)
 
   def adapt(params, data, threshold=0.0):
     return two_stage_adaptation(loss, params, data, gate_lr=gate_adapt_lr, backbone_lr=adapt_lr, steps=adapt_steps,

@@ -1,0 +1,40 @@
+"""Small problems that several test files use."""
+
+import jax
+import numpy as np
+import pytest
+
+import metagater_jax as mg
+
+
+@pytest.fixture(scope="session")
+def small_network():
+  """A gated network on 8×8 images, small enough to compile in a second."""
+  return mg.GatedNetwork(mg.ConvNet4(classes=4, widths=(4, 5, 6)), ("conv3",), initial_log_odds=0.5, logit_scale=1.0)
+
+
+@pytest.fixture(scope="session")
+def small_population():
+  """Six tasks of unequal sizes on random images whose mean brightness tells the label."""
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 4, 400)
+  images = (rng.normal(size=(400, 8, 8, 1)) + labels[:, None, None, None]).astype(np.float32)
+  partition = mg.partition_by_label(labels, tasks=6, labels_per_task=2, size_range=(12, 60), seed=0)
+  return mg.make_population(images, labels, partition)
+
+
+@pytest.fixture(scope="session")
+def linear_problem():
+  """(population, float64 tasks): five tasks of unequal sizes for `problems.linear_loss`."""
+  rng = np.random.default_rng(3)
+  sizes = [3, 7, 4, 9, 5]
+  x, y = rng.normal(size=(sum(sizes), 3)).astype(np.float32), rng.integers(0, 5, sum(sizes))
+  parts = np.split(rng.permutation(sum(sizes)), np.cumsum(sizes)[:-1])
+  population = mg.make_population(x, y, mg.Partition(tuple(parts), tuple(parts)))
+  tasks = [(x[p].astype(np.float64), y[p].astype(np.float64)) for p in parts]
+  return population, tasks
+
+
+@pytest.fixture
+def key():
+  return jax.random.key(7)

@@ -1,0 +1,39 @@
+"""MACs and parameters: the figures of a network from which the unused channels were really cut out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import metagater_jax as mg
+
+
+def test_costs_are_those_of_the_smaller_network():
+  network = mg.GatedNetwork(mg.ConvNet7(classes=10, widths=(4, 4, 6, 6, 8, 10)), ("conv5", "conv6"))
+  layers = network.layers((16, 16, 3))
+  masks = {"conv5": jnp.zeros((2, 8)).at[:, :3].set(1), "conv6": jnp.zeros((2, 10)).at[:, :7].set(1)}
+  small = mg.ConvNet7(classes=10, widths=(4, 4, 6, 6, 3, 7))
+  small_layers = mg.network_layers(small, (16, 16, 3))
+  np.testing.assert_allclose(mg.gated_macs(layers, masks), [mg.dense_cost(small_layers)[0]] * 2, rtol=1e-6)
+  used = {name: mask[0] > 0 for name, mask in masks.items()}
+  parameters = small.init(jax.random.key(0), jnp.ones((1, 16, 16, 3)))
+  count = sum(x.size for x in jax.tree.leaves(parameters))
+  np.testing.assert_allclose(mg.gated_parameters(layers, used), count, rtol=1e-6)
+  assert mg.dense_cost(small_layers)[1] == count
+
+
+def test_all_on_is_dense_and_gates_cost_what_their_matrices_hold():
+  network = mg.GatedNetwork(mg.ConvNet4(classes=10), ("conv3",))
+  layers = network.layers((32, 32, 3))
+  masks = {"conv3": jnp.ones((1, 128))}
+  macs, parameters = mg.dense_cost(layers)
+  np.testing.assert_allclose(mg.gated_macs(layers, masks), macs)
+  np.testing.assert_allclose(mg.gated_parameters(layers, {"conv3": jnp.ones(128, bool)}), parameters)
+  gate = network.init(jax.random.key(0), (32, 32, 3))["gate"]
+  assert mg.gate_cost(layers, ("conv3",)) == (64 * 16 + 16 * 128, sum(x.size for x in jax.tree.leaves(gate)))
+
+
+def test_a_gate_on_a_block_counts_for_the_blocks_last_layer():
+  layers = (mg.Layer("block/conv1", "conv", 3, 4, 100, 10, False, (8, 8, 3), None),
+            mg.Layer("block/conv2", "conv", 4, 4, 200, 20, False, (8, 8, 4), "block/conv1"),
+            mg.Layer("output", "dense", 4, 2, 8, 8, False, (4,), "block/conv2"))
+  np.testing.assert_allclose(mg.gated_macs(layers, {"block": jnp.array([[1.0, 1.0, 0.0, 0.0]])}), [100 + 100 + 4])

@@ -1,0 +1,67 @@
+"""Convolutions as matrix products against lax's own."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import metagater_jax as mg
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 5)])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1), (3, 2)])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", [(2, 0), (1, 3)]])
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 1)])
+def test_equals_lax_convolution(kernel, strides, padding, dilation):
+  x = jax.random.normal(jax.random.key(0), (2, 9, 8, 3))
+  w = jax.random.normal(jax.random.key(1), (*kernel, 3, 4))
+  arguments = dict(window_strides=strides, padding=padding, rhs_dilation=dilation, dimension_numbers=NHWC)
+  expected, vjp = jax.vjp(lambda x, w: lax.conv_general_dilated(x, w, **arguments), x, w)
+  ours, our_vjp = jax.vjp(lambda x, w: mg.conv_as_matmul(x, w, **arguments), x, w)
+  np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+  cotangent = jax.random.normal(jax.random.key(2), expected.shape)
+  for a, b in zip(our_vjp(cotangent), vjp(cotangent)):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_grouped_convolutions_are_left_to_lax():
+  x, w = jax.random.normal(jax.random.key(0), (2, 5, 5, 4)), jax.random.normal(jax.random.key(1), (3, 3, 2, 6))
+  arguments = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC, feature_group_count=2)
+  np.testing.assert_allclose(mg.conv_as_matmul(x, w, **arguments), lax.conv_general_dilated(x, w, **arguments), rtol=1e-5)
+
+
+@pytest.mark.parametrize("module", [dict(), dict(strides=2), dict(padding="CIRCULAR"), dict(padding="VALID", use_bias=False)])
+def test_in_a_flax_module(module):
+  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+  plain = nn.Conv(5, (3, 3), **module)
+  ours = nn.Conv(5, (3, 3), conv_general_dilated=mg.conv_as_matmul, **module)
+  params = plain.init(jax.random.key(1), x)
+  np.testing.assert_allclose(ours.apply(params, x), plain.apply(params, x), rtol=1e-4, atol=1e-5)
+
+
+def test_no_convolution_is_left_in_a_models_program():
+  network = mg.GatedNetwork(mg.ConvNet7(classes=10), ("conv5", "conv6"))
+  params = network.init(jax.random.key(0), (32, 32, 3))
+  loss = lambda params, images: network.apply(params, images)[0].sum()
+  program = str(jax.make_jaxpr(jax.vmap(jax.grad(loss), (None, 0)))(params, jnp.ones((2, 3, 32, 32, 3))))
+  assert "dot_general" in program
+  assert "conv_general_dilated" not in program and "select_and_scatter" not in program
+
+
+@pytest.mark.parametrize("ours, flax_pool", [(mg.max_pool, nn.max_pool), (mg.average_pool, nn.avg_pool)])
+@pytest.mark.parametrize("size, window", [((8, 8), 2), ((7, 9), 2), ((9, 9), 3)])
+def test_pooling_equals_flax(ours, flax_pool, size, window):
+  x = jax.random.normal(jax.random.key(0), (2, *size, 3))  # no ties, so that max has one gradient
+  expected, vjp = jax.vjp(lambda x: flax_pool(x, (window, window), (window, window)), x)
+  got, our_vjp = jax.vjp(lambda x: ours(x, window), x)
+  np.testing.assert_allclose(got, expected, rtol=1e-6)
+  np.testing.assert_allclose(our_vjp(got)[0], vjp(got)[0], rtol=1e-6)
+
+
+def test_images_too_small_to_pool():
+  with pytest.raises(ValueError, match="2×2 window does not fit into 1×4"):
+    mg.max_pool(jnp.ones((1, 1, 4, 1)))

@@ -1,0 +1,158 @@
+"""A communication round against a NumPy loop over tasks, and what must not change it."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import linear_loss
+
+import metagater_jax as mg
+
+
+def numpy_rounds(tasks, w, *, rounds, steps, lr, prox_weight, beta, mu, weights):
+  """Algorithm 1 on linear regression as loops over rounds and tasks, in float64; returns ag. ℓ1 on all of w, γ = tβ/2."""
+  soft = lambda x, s: np.sign(x) * np.maximum(np.abs(x) - s, 0)
+  x, ag = w.copy(), w.copy()
+  for t in range(1, rounds + 1):
+    alpha, gamma = 2 / (t + 1), t * beta / 2
+    md = (1 - alpha) * ag + alpha * x
+    d = np.zeros_like(w)
+    for (features, y), weight in zip(tasks, weights):
+      features = np.column_stack([features, np.ones(len(y))])
+      v = md.copy()
+      for _ in range(steps):
+        v = v - lr * (features.T @ (features @ v - y) / len(y) + prox_weight * (v - md))
+      d += weight * prox_weight * (md - v)
+    x = soft(x - gamma * d, gamma * mu)
+    ag = soft(md - beta * d, beta * mu)
+  return ag
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("task_axis", ["vmap", "map", 2])
+def test_rounds_are_a_loop_over_tasks(linear_problem, key, weighted, task_axis):
+  population, tasks = linear_problem
+  sizes = np.array([len(y) for _, y in tasks])
+  weights = sizes / sizes.sum() if weighted else np.full(5, 0.2)
+  expected = numpy_rounds(tasks, np.array([0.5, -1.0, 0.2, 0.3]), rounds=4, steps=3, lr=0.05, prox_weight=3.0, beta=0.2,
+                          mu=0.05, weights=weights)
+  algorithm = mg.metagater(linear_loss, local_lr=0.05, prox_weight=3.0, local_steps=3, beta=0.2, penalty=mg.l1(),
+                           penalty_weight=0.05)
+  state = mg.federated_init(algorithm, {"w": jnp.array([0.5, -1.0, 0.2]), "b": jnp.array(0.3)}, key)
+  # The cohort is everybody and a batch is a whole task, so that no draw is left and padding occurs in every task but one.
+  rounds = jax.jit(partial(mg.run_rounds, algorithm, rounds=4, cohort=5, batch_size=9, weighted=weighted,
+                           task_axis=task_axis))
+  state, metrics = rounds(state, population, jnp.arange(5))
+  model = algorithm.deploy(state.server)
+  np.testing.assert_allclose(np.append(model["w"], model["b"]), expected, rtol=2e-5, atol=1e-6)
+  assert state.round == 4 and metrics["loss"].shape == (4,)
+
+
+@pytest.fixture(scope="module")
+def gated(small_network, small_population):
+  algorithm = mg.metagater(mg.classification_loss(small_network), local_lr=0.1, local_steps=2,
+                           penalty=mg.on_part(mg.group_lasso(mg.gate_groups), "gate"), penalty_weight=0.01)
+  params = small_network.init(jax.random.key(0), (8, 8, 1))
+  return algorithm, mg.federated_init(algorithm, params, jax.random.key(1)), small_population
+
+
+def test_several_rounds_per_dispatch_are_single_rounds(gated):
+  algorithm, state, population = gated
+  clients, options = jnp.arange(6), dict(cohort=3, batch_size=8)
+  together, metrics = jax.jit(partial(mg.run_rounds, algorithm, rounds=3, **options))(state, population, clients)
+  one = jax.jit(partial(mg.federated_round, algorithm, **options))
+  losses = []
+  for _ in range(3):
+    state, single = one(state, population, clients)
+    losses.append(single["loss"])
+  chex.assert_trees_all_close(together.server, state.server, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
+
+
+def test_order_and_padding_of_tasks_do_not_change_a_round(gated):
+  algorithm, state, population = gated
+  one = partial(mg.federated_round, algorithm, cohort=6, batch_size=8)
+  expected, _ = jax.jit(one)(state, population, jnp.arange(6))
+  # Another order of the clients: the cohort is everybody, in another order.
+  shuffled, _ = jax.jit(one)(state, population, jnp.array([4, 1, 5, 0, 3, 2]))
+  chex.assert_trees_all_close(shuffled.server, expected.server, rtol=1e-4, atol=1e-6)
+  # Rubbish behind each task's samples.
+  rubbish = np.asarray(population.train_index).copy()
+  for task, count in enumerate(population.train_count):
+    rubbish[task, int(count):] = 399
+  padded, _ = jax.jit(one)(state, population._replace(train_index=jnp.asarray(rubbish)), jnp.arange(6))
+  chex.assert_trees_all_close(padded.server, expected.server, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("task_axis", ["vmap", 2])
+def test_how_tasks_are_mapped_does_not_change_a_round(gated, task_axis):
+  algorithm, state, population = gated
+  run = lambda how: jax.jit(partial(mg.federated_round, algorithm, cohort=4, batch_size=8, task_axis=how))(
+      state, population, jnp.arange(6))[0]
+  chex.assert_trees_all_close(run(task_axis).server, run("map").server, rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_goes_on_from_a_saved_state_as_if_it_had_not_stopped(gated):
+  algorithm, state, population = gated
+  step = jax.jit(partial(mg.run_rounds, algorithm, rounds=2, cohort=3, batch_size=8))
+  halfway, _ = step(state, population, jnp.arange(6))
+  # Through NumPy and back, as a checkpoint would: nothing but arrays is in the state.
+  saved = jax.device_get(halfway._replace(key=jax.random.key_data(halfway.key)))
+  restored = saved._replace(key=jax.random.wrap_key_data(jnp.asarray(saved.key)))
+  chex.assert_trees_all_equal(step(restored, population, jnp.arange(6))[0].server,
+                              step(halfway, population, jnp.arange(6))[0].server)
+
+
+def test_cohorts_are_drawn_without_replacement_and_evenly():
+  clients = jnp.array([3, 5, 8, 9, 11, 20])
+  cohorts = np.asarray(jax.vmap(lambda k: mg.sample_cohort(k, clients, 2))(jax.random.split(jax.random.key(0), 3000)))
+  assert (cohorts[:, 0] != cohorts[:, 1]).all()
+  counts = np.array([(cohorts == c).sum() for c in np.asarray(clients)])
+  assert np.abs(counts - 1000).max() < 5 * np.sqrt(1000 * 2 / 3)  # five standard deviations
+  with pytest.raises(ValueError, match="cohort of 7 is larger than the 6 tasks"):
+    mg.sample_cohort(jax.random.key(0), clients, 7)
+
+
+def test_unknown_task_axis():
+  with pytest.raises(ValueError, match="'auto', 'vmap', 'map' or a positive number.*'pmap'"):
+    mg.map_tasks(lambda x: x, jnp.arange(3), "pmap")
+
+
+def test_metagater_reduces_the_meta_objective(linear_problem, key):
+  population, tasks = linear_problem
+  algorithm = mg.metagater(linear_loss, local_lr=0.05, prox_weight=3.0, local_steps=20, beta=0.1)
+  state = mg.federated_init(algorithm, {"w": jnp.zeros(3), "b": jnp.array(0.0)}, key)
+  state, _ = jax.jit(partial(mg.run_rounds, algorithm, rounds=300, cohort=5, batch_size=9))(
+      state, population, jnp.arange(5))
+  model = algorithm.deploy(state.server)
+  # The mean of Moreau envelopes of quadratics is a quadratic; its minimizer in closed form.
+  matrix, right = np.zeros((4, 4)), np.zeros(4)
+  for x, y in tasks:
+    x = np.column_stack([x, np.ones(len(y))])
+    hessian = x.T @ x / len(y)
+    shrink = np.linalg.solve(hessian + 3.0 * np.eye(4), 3.0 * np.eye(4))
+    matrix += shrink @ hessian
+    right += shrink @ x.T @ y / len(y)
+  np.testing.assert_allclose(np.append(model["w"], model["b"]), np.linalg.solve(matrix, right), rtol=0.02, atol=0.01)
+
+
+def test_a_transformation_in_front_of_the_server(linear_problem, key):
+  population, _ = linear_problem
+  params = {"w": jnp.zeros(3), "b": jnp.array(0.0)}
+  plain = mg.metagater(linear_loss, local_lr=0.05, beta=0.1)
+  clipped = mg.metagater(linear_loss, local_lr=0.05, beta=0.1, before_server=optax.clip_by_global_norm(1e-3))
+  for algorithm, limit in ((plain, None), (clipped, 1e-4)):
+    state, _ = mg.federated_round(algorithm, mg.federated_init(algorithm, params, key), population, jnp.arange(5),
+                                  cohort=5, batch_size=9)
+    moved = optax.global_norm(algorithm.deploy(state.server))
+    assert moved > 1e-2 if limit is None else moved <= limit * 1.001
+
+
+@pytest.mark.parametrize("option", ["local_lr", "prox_weight", "local_steps"])
+def test_rates_must_be_positive(option):
+  with pytest.raises(ValueError, match=f"{option} must be positive, got -1"):
+    mg.metagater(linear_loss, **{"local_lr": 0.1, option: -1})
