@@ -1,4 +1,7 @@
-"""MNIST as in the paper: 20 tasks of two labels, 1165-3834 train samples each, MLP 784-100-10 without gates."""
+"""MNIST as in the paper: 20 tasks of two labels, 1165-3834 train samples each, MLP 784-100-10 without gates.
+
+The paper's setting is that of pFedMe's data generator, whose task i holds the labels i and i + 1.
+"""
 
 from experiments.config import base_config
 
@@ -7,10 +10,14 @@ def get_config():
   config = base_config()
   config.name = "mnist"
   config.dataset = "mnist"
+  config.pixel_mean, config.pixel_std = 0.0, 1.0
+  config.cyclic_labels = True
   config.size_range = (1165, 3834)
   config.model = "mlp"
   config.gated = False
   config.gated_layers = ()
+  config.local_lr = 0.2
+  config.adapt_lr = 1.0
   config.rounds = 200
   config.eval_every = 20
   return config

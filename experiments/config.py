@@ -22,11 +22,13 @@ class ConfigError(ValueError):
 
 def base_config() -> ConfigDict:
   """All fields with their defaults. Files in configs/ set what a protocol needs; a locked ConfigDict takes no others."""
-  config = ConfigDict()
+  config = ConfigDict(type_safe=True)
   config.name = "digits"
   # Data
   config.dataset = "digits"
   config.data_dir = placeholder(str)  # None: TFDS's own default
+  config.pixel_mean = 0.5  # pixels in 0 … 1 become (pixel - mean) / std
+  config.pixel_std = 0.5
   config.seed = 0
   # Tasks
   config.partition = "labels"  # or "dirichlet"
@@ -34,6 +36,7 @@ def base_config() -> ConfigDict:
   config.target_tasks = 5
   config.target_tasks_seen = False  # whether target tasks take part in meta-training
   config.labels_per_task = 2
+  config.cyclic_labels = False  # task i holds classes i, i + 1, … as in pFedMe's generator, instead of any
   config.size_range = (20, 200)  # train samples of a task
   config.fill = True  # scale the sizes so that all data is used, as far as the range allows
   config.test_fraction = 0.25
@@ -94,7 +97,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
   for field in counts:
     if config[field] < 1:
       raise ConfigError(f"{field} must be at least 1, got {config[field]}.")
-  for field in ("local_lr", "adapt_lr", "gate_adapt_lr", "prox_weight", "beta", "concentration"):
+  for field in ("local_lr", "adapt_lr", "gate_adapt_lr", "prox_weight", "beta", "concentration", "pixel_std"):
     if config[field] is not None and not config[field] > 0:
       raise ConfigError(f"{field} must be positive, got {config[field]}.")
   for field in ("penalty_weight", "gate_temperature"):

@@ -14,7 +14,7 @@ PENALTIES = {"group_lasso": lambda: mg.group_lasso(mg.gate_groups), "l1": mg.l1}
 PARTITIONS = {
     "labels": lambda c, labels: mg.partition_by_label(
         labels, tasks=c.tasks, labels_per_task=c.labels_per_task, size_range=tuple(c.size_range), seed=c.seed,
-        test_fraction=c.test_fraction, fill=c.fill),
+        test_fraction=c.test_fraction, fill=c.fill, cyclic=c.cyclic_labels),
     "dirichlet": lambda c, labels: mg.partition_by_dirichlet(
         labels, tasks=c.tasks, concentration=c.concentration, seed=c.seed, test_fraction=c.test_fraction),
 }

@@ -55,7 +55,8 @@ def run(config: ConfigDict, workdir: str | Path, dataset: Dataset | None = None,
   _check_workdir(workdir)
   with clock("load"):
     dataset, partition, training_tasks, target_tasks = _make_tasks(config, dataset)
-    population = mg.make_population(dataset.images, dataset.labels, partition)
+    population = mg.make_population(dataset.images, np.asarray(dataset.labels), partition,
+                                    (config.pixel_mean, config.pixel_std))
   workdir.mkdir(parents=True, exist_ok=True)
   reporting.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
   reporting.write_json(workdir / "partition.json", {

@@ -67,11 +67,11 @@ def draw_sizes(rng: np.random.Generator, tasks: int, size_range: tuple[int, int]
 
 
 def partition_by_label(labels: np.ndarray, *, tasks: int, labels_per_task: int, size_range: tuple[int, int], seed: int,
-                       test_fraction: float = 0.25, fill: bool = True) -> Partition:
+                       test_fraction: float = 0.25, fill: bool = True, cyclic: bool = False) -> Partition:
   """Each task holds samples of a few labels only: the papers' setting, after pFedMe's data generator.
 
   Sizes come from `draw_sizes`; a task's samples are spread over its labels as evenly as the data allows, and labels are
-  used equally often. 1 − `test_fraction` of each label's samples in a task are its train part.
+  used about equally often. 1 − `test_fraction` of each label's samples in a task are its train part.
 
   Args:
     labels: (samples,) integers.
@@ -81,6 +81,8 @@ def partition_by_label(labels: np.ndarray, *, tasks: int, labels_per_task: int, 
     seed: the partition is a function of it (and of the other arguments).
     test_fraction: part of each task that is its test data.
     fill: see `draw_sizes`.
+    cyclic: task i holds the classes i, i + 1, … (modulo their number), as pFedMe's generator has it, so that tasks with
+      the same labels come back; otherwise any combination of labels may occur.
 
   Raises:
     ValueError: more labels per task than classes, a range too small for the labels, or more than the data can fill.
@@ -103,7 +105,7 @@ def partition_by_label(labels: np.ndarray, *, tasks: int, labels_per_task: int, 
   while low * tasks <= len(labels) * keep * share or shortfall is None:
     sizes = draw_sizes(np.random.default_rng([seed, 2]), tasks, size_range, len(labels) * keep * share, fill)
     demand, shortfall = _choose_labels(np.random.default_rng([seed, 3]), sizes, [len(pool) for pool in pools],
-                                       labels_per_task, test_fraction, low)
+                                       labels_per_task, test_fraction, low, cyclic)
     if shortfall is None:
       break
     share *= 0.98
@@ -198,14 +200,17 @@ def _shuffled_by_class(rng, labels):
   return classes, [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
 
 
-def _choose_labels(rng, train_sizes, available, labels_per_task, test_fraction, low):
+def _choose_labels(rng, train_sizes, available, labels_per_task, test_fraction, low, cyclic):
   """(label, samples) pairs of each task, and None; or None and how many train samples the first task that fails got."""
   left = np.array(available)
   demand = [None] * len(train_sizes)
   # Largest first, each from the labels with the most samples left (near-ties at random): this keeps the labels equally
   # used and leaves no large task without data.
   for task in np.argsort(-train_sizes, kind="stable"):
-    chosen = np.argsort(-left * rng.uniform(0.8, 1.0, len(left)))[:labels_per_task]
+    if cyclic:
+      chosen = (task + np.arange(labels_per_task)) % len(left)
+    else:
+      chosen = np.argsort(-left * rng.uniform(0.8, 1.0, len(left)))[:labels_per_task]
     wanted = [n + max(1, round(n * test_fraction / (1 - test_fraction)))
               for n in _even(train_sizes[task], labels_per_task)]
     held = _take(np.array(wanted), left[chosen])

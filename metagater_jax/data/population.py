@@ -31,17 +31,19 @@ class TaskData(NamedTuple):
     labels: (pool,) integers.
     index: (longest,) integers; what follows `count` is padding and never used.
     count: how many samples there are.
+    scale: (mean, std) of pixels, see `to_float`.
   """
 
   images: jax.Array
   labels: jax.Array
   index: jax.Array
   count: jax.Array
+  scale: jax.Array
 
   def rows(self, positions: jax.Array) -> Batch:
     """The samples at these positions (0 … count − 1) of the task; others become rows of weight 0."""
     chosen = self.index[positions]
-    return Batch(to_float(self.images[chosen]), self.labels[chosen], (positions < self.count).astype(jnp.float32))
+    return Batch(to_float(self.images[chosen], self.scale), self.labels[chosen], (positions < self.count).astype(jnp.float32))
 
 
 class Population(NamedTuple):
@@ -51,6 +53,7 @@ class Population(NamedTuple):
     images, labels: the pool that all tasks index.
     train_index, test_index: (tasks, longest) integers, padded.
     train_count, test_count: (tasks,) integers.
+    scale: (mean, std) of pixels, see `to_float`.
   """
 
   images: jax.Array
@@ -59,47 +62,57 @@ class Population(NamedTuple):
   train_count: jax.Array
   test_index: jax.Array
   test_count: jax.Array
+  scale: jax.Array
 
   def train(self, task: jax.Array) -> TaskData:
     """The train part of one task."""
-    return TaskData(self.images, self.labels, self.train_index[task], self.train_count[task])
+    return TaskData(self.images, self.labels, self.train_index[task], self.train_count[task], self.scale)
 
   def test(self, task: jax.Array) -> TaskData:
     """The test part of one task."""
-    return TaskData(self.images, self.labels, self.test_index[task], self.test_count[task])
+    return TaskData(self.images, self.labels, self.test_index[task], self.test_count[task], self.scale)
 
 
-def to_float(images: jax.Array) -> jax.Array:
-  """uint8 pixels to [−1, 1]; floats stay as they are."""
-  return images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images
+# Mean and standard deviation that pixels in 0 … 1 are taken to have: uint8 images become floats in −1 … 1.
+_SCALE = (0.5, 0.5)
 
 
-def make_population(images: np.ndarray, labels: np.ndarray, partition: Partition) -> Population:
+def to_float(images: jax.Array, scale: jax.Array | tuple[float, float] = _SCALE) -> jax.Array:
+  """uint8 pixels p to floats (p/255 − mean)/std with scale = (mean, std); floats stay as they are."""
+  return (images.astype(jnp.float32) / 255 - scale[0]) / scale[1] if images.dtype == jnp.uint8 else images
+
+
+def make_population(images: np.ndarray, labels: np.ndarray, partition: Partition,
+                    scale: tuple[float, float] = _SCALE) -> Population:
   """A population from any arrays: bring your own data.
 
   Args:
     images: (samples, height, width, channels) or any (samples, …), uint8 (scaled by `to_float`) or floats.
     labels: (samples,) integers 0 … classes − 1.
-    partition: which samples belong to which task.
+    partition: which samples belong to which task. Samples that no task holds are left out of the pool.
+    scale: (mean, std) for uint8 images, see `to_float`.
 
   Raises:
-    ValueError: lengths that differ, or a partition of another data set.
+    ValueError: lengths that differ, a standard deviation that is not positive, or a partition of another data set.
   """
   if len(images) != len(labels):
     raise ValueError(f"there are {len(images)} images but {len(labels)} labels.")
-  largest = max(max(part.max() for part in partition.train), max(part.max() for part in partition.test))
-  if largest >= len(labels):
-    raise ValueError(f"the partition names sample {largest}, but the data set has {len(labels)}; it belongs to another one.")
-  train_index, train_count = _pad(partition.train)
-  test_index, test_count = _pad(partition.test)
-  return Population(jnp.asarray(images), jnp.asarray(np.asarray(labels, np.int32)), jnp.asarray(train_index),
-                    jnp.asarray(train_count), jnp.asarray(test_index), jnp.asarray(test_count))
+  if not scale[1] > 0:
+    raise ValueError(f"the standard deviation of pixels must be positive, got {scale[1]}.")
+  samples = np.unique(np.concatenate([*partition.train, *partition.test]))
+  if samples[-1] >= len(labels):
+    raise ValueError(f"the partition names sample {samples[-1]}, but the data set has {len(labels)}; it belongs to another "
+                     "one.")
+  train_index, train_count = _pad([np.searchsorted(samples, part) for part in partition.train])
+  test_index, test_count = _pad([np.searchsorted(samples, part) for part in partition.test])
+  return Population(*map(jnp.asarray, (images[samples], np.asarray(labels)[samples].astype(np.int32), train_index,
+                                       train_count, test_index, test_count, np.array(scale, np.float32))))
 
 
-def make_task(images: np.ndarray, labels: np.ndarray) -> TaskData:
+def make_task(images: np.ndarray, labels: np.ndarray, scale: tuple[float, float] = _SCALE) -> TaskData:
   """One task from plain arrays, to adapt to or to evaluate on."""
-  count = len(labels)
-  return TaskData(jnp.asarray(images), jnp.asarray(np.asarray(labels, np.int32)), jnp.arange(count), jnp.asarray(count))
+  return TaskData(*map(jnp.asarray, (images, np.asarray(labels, np.int32), np.arange(len(labels)), len(labels),
+                                     np.array(scale, np.float32))))
 
 
 def sample_batch(key: jax.Array, data: TaskData, size: int) -> Batch:
