@@ -10,14 +10,14 @@ def get_config():
   config = base_config()
   config.name = "mnist"
   config.dataset = "mnist"
-  config.pixel_mean, config.pixel_std = 0.0, 1.0
+  config.pixel_mean, config.pixel_std = 0.1307, 0.3081
   config.cyclic_labels = True
   config.size_range = (1165, 3834)
   config.model = "mlp"
   config.gated = False
   config.gated_layers = ()
-  config.local_lr = 0.2
-  config.adapt_lr = 1.0
+  config.local_lr = 0.03
+  config.adapt_lr = 0.25
   config.rounds = 200
   config.eval_every = 20
   return config

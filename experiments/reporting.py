@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["MetricsWriter", "plot_accuracy", "plot_tasks", "result_table", "summary", "write_json"]
+__all__ = ["MetricsWriter", "plot_accuracy", "plot_sparsity_curve", "plot_tasks", "result_table", "summary", "write_json"]
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -108,6 +108,27 @@ def plot_tasks(path: Path, result: dict[str, Any], tasks: Sequence[dict[str, Any
     axis.grid(axis="y", alpha=0.3)
   axes[-1, 0].set_xticks(range(len(names)), names, fontsize=6.5, rotation=0 if len(names) <= 10 else 90)
   figure.suptitle(f"{result['name']}: target tasks after one-step adaptation")
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+def plot_sparsity_curve(path: Path, curves: Sequence[Sequence[dict[str, Any]]], title: str) -> None:
+  """Accuracy against reached sparsity, mean over runs with their spread, and wanted against reached sparsity."""
+  plt = _pyplot()
+  values = lambda key: np.array([[point[key]["mean"] for point in curve] for curve in curves])
+  sparsity, accuracy = values("sparsity"), values("accuracy")
+  spread = np.array([[point["sparsity"]["std"] for point in curve] for curve in curves]).mean(0)
+  wanted = [point["wanted"] for point in curves[0]]
+  figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+  left.errorbar(sparsity.mean(0), accuracy.mean(0), yerr=accuracy.std(0), fmt="o-", capsize=3)
+  left.set(xlabel="sparsity of gated layers after adaptation", ylabel="accuracy after adaptation",
+           title="bars: standard deviation over seeds")
+  right.errorbar(wanted, sparsity.mean(0), yerr=spread, fmt="s-", color="tab:green", capsize=3)
+  right.plot([0, max(wanted)], [0, max(wanted)], color="black", linewidth=0.8, linestyle="--")
+  right.set(xlabel="target_sparsity", ylabel="sparsity reached on target tasks", title="bars: spread over tasks")
+  for axis in (left, right):
+    axis.grid(alpha=0.3)
+  figure.suptitle(title)
   figure.savefig(path, dpi=120)
   plt.close(figure)
 

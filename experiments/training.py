@@ -21,9 +21,9 @@ from tqdm import tqdm
 import metagater_jax as mg
 from experiments import registry, reporting
 from experiments.config import ConfigError, check_config, check_dataset
-from metagater_jax.data.datasets import Dataset, DatasetError, load_dataset
+from metagater_jax.data.datasets import Dataset, load_dataset
 
-__all__ = ["load_parameters", "run", "save_parameters"]
+__all__ = ["DivergedError", "load_parameters", "make_tasks", "run", "save_parameters"]
 
 
 def run(config: ConfigDict, workdir: str | Path, dataset: Dataset | None = None, quiet: bool = False) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def run(config: ConfigDict, workdir: str | Path, dataset: Dataset | None = None,
   config = check_config(config)
   _check_workdir(workdir)
   with clock("load"):
-    dataset, partition, training_tasks, target_tasks = _make_tasks(config, dataset)
+    dataset, partition, training_tasks, target_tasks = make_tasks(config, dataset)
     population = mg.make_population(dataset.images, np.asarray(dataset.labels), partition,
                                     (config.pixel_mean, config.pixel_std))
   workdir.mkdir(parents=True, exist_ok=True)
@@ -155,15 +155,20 @@ def load_parameters(path: str | Path) -> tuple[Any, dict[str, np.ndarray]]:
   return params, scalars
 
 
-def _make_tasks(config, dataset):
-  """The data of a config, how it is distributed, and which tasks are for training and which are targets."""
+def make_tasks(config: ConfigDict, dataset: Dataset | None = None
+               ) -> tuple[Dataset, mg.Partition, np.ndarray, np.ndarray]:
+  """The data of a config, how it is distributed, and the numbers of the training and of the target tasks.
+
+  Raises:
+    ConfigError: a data set that is not there, or that cannot be distributed as the config wants it.
+  """
   try:
     dataset = dataset or load_dataset(config.dataset, config.data_dir)
     check_dataset(config, dataset)
     partition = registry.make_partition(config, np.asarray(dataset.labels))
-  except (DatasetError, ConfigError) as error:
-    raise ConfigError(str(error)) from error
-  except ValueError as error:  # from the partitioner; its messages name the config's fields
+  except ConfigError:
+    raise
+  except ValueError as error:  # of the data set or the partitioner, whose messages name the config's fields
     raise ConfigError(str(error)) from error
   return dataset, partition, *mg.split_targets(config.tasks, config.target_tasks, config.seed,
                                                seen=config.target_tasks_seen)
@@ -243,7 +248,7 @@ class _Progress:
     self._shown, self._lines = {}, not quiet and not sys.stderr.isatty()
     self._bar = tqdm(total=rounds, disable=quiet, unit=" rounds", mininterval=0.2, dynamic_ncols=True,
                      file=open(os.devnull, "w") if self._lines else sys.stderr,
-                     bar_format="round {n_fmt}/{total_fmt}{postfix} | {rate_fmt} | {remaining} left")
+                     bar_format="round {n_fmt}/{total_fmt}{postfix} | {rate_noinv_fmt} | {remaining} left")
 
   def show(self, **values):
     self._shown |= {name: f"{value:.3f}" for name, value in values.items() if value is not None}

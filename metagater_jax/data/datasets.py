@@ -126,7 +126,7 @@ def _is_prepared(builder):
 
 def _how_to_prepare(name, data_dir):
   directory = Path(default_data_dir() if data_dir is None else data_dir)
-  there = sorted(p.name for p in directory.iterdir() if p.is_dir()) if directory.is_dir() else []
+  there = sorted(p.name for p in directory.iterdir() if p.is_dir() and p.name != "downloads") if directory.is_dir() else []
   option = "" if data_dir is None else f" --data_dir={data_dir}"
   python = sys.executable or "python"
   return (f"'{name}' is not in the data directory {directory} (it holds: {', '.join(there) or 'nothing'}). "

@@ -1,0 +1,201 @@
+"""The command as a user runs it, and what it says to bad input before any long work."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import metagater_jax as mg
+from configs import cifar10, cifar10_moderate, cifar10_small, cifar100, digits, mnist
+from experiments import training
+from experiments.config import ConfigError, check_config
+from experiments.registry import make_network
+from experiments.sparsity_curve import curve_of_run
+from metagater_jax.data.datasets import Dataset, load_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ["--config.rounds=6", "--config.eval_every=3", "--config.rounds_per_dispatch=2"]
+
+
+def command(*arguments, **environment):
+  return subprocess.run([sys.executable, "-m", "experiments.run", *arguments], cwd=ROOT, text=True, capture_output=True,
+                        timeout=300, env={**os.environ, **environment})
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+  """The default command twice with one seed, in processes of their own."""
+  folders = [tmp_path_factory.mktemp("run") / "work" for _ in range(2)]
+  return folders, [command(f"--workdir={folder}", "--config.seed=3", *SHORT) for folder in folders]
+
+
+def test_the_command_writes_everything(two_runs):
+  (folder, _), (process, _) = two_runs
+  assert process.returncode == 0, process.stderr
+  assert {path.name for path in folder.iterdir()} == {
+      "config.json", "partition.json", "metrics.jsonl", "metrics.csv", "accuracy.png", "tasks.png", "meta_model.npz",
+      "result.json"}
+  for text in ("accuracy before adaptation", "accuracy after adaptation", "sparsity", "multiply-accumulates", "parameters",
+               str(folder / "accuracy.png"), str(folder / "tasks.png")):
+    assert text in process.stdout
+  assert "round 6/6, loss=" in process.stderr and "accuracy=" in process.stderr and "left" in process.stderr
+  assert "Warning" not in process.stderr and "W0000" not in process.stderr, process.stderr
+
+  result = json.loads((folder / "result.json").read_text())
+  assert {"name", "algorithm", "gated", "seed", "rounds", "accuracy", "accuracy_before_adaptation", "sparsity", "macs",
+          "parameters", "round_ms", "seconds", "versions"} <= set(result)
+  assert (result["name"], result["algorithm"], result["gated"], result["seed"], result["rounds"]) == (
+      "digits", "metagater", True, 3, 6)
+  for key in ("accuracy", "accuracy_before_adaptation", "sparsity"):
+    values = result[key]["per_task"]
+    assert len(values) == 5
+    np.testing.assert_allclose((result[key]["mean"], result[key]["std"]), (np.mean(values), np.std(values)), rtol=1e-6)
+  assert result["macs"]["gated"] < result["macs"]["dense"] and result["parameters"]["gated"] < result["parameters"]["dense"]
+  assert set(result["seconds"]) == {"load", "compile", "train", "evaluate", "total"}
+  assert sum(v for k, v in result["seconds"].items() if k != "total") <= result["seconds"]["total"]
+
+  config = json.loads((folder / "config.json").read_text())
+  assert config["beta"] == pytest.approx(0.02) and config["seed"] == 3
+  rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  with (folder / "metrics.csv").open() as file:
+    table = list(csv.DictReader(file))
+  assert [row["round"] for row in rows] == [3, 6] == [int(row["round"]) for row in table]
+  assert rows[-1]["accuracy_mean"] == pytest.approx(result["accuracy"]["mean"])
+
+
+def test_one_seed_gives_one_result(two_runs):
+  results = [json.loads((folder / "result.json").read_text()) for folder in two_runs[0]]
+  for result in results:
+    for key in ("round_ms", "seconds", "versions"):
+      result.pop(key)
+  assert results[0] == results[1]
+
+
+def test_the_saved_partition_and_model_are_those_of_the_result(two_runs):
+  folder = two_runs[0][0]
+  result = json.loads((folder / "result.json").read_text())
+  saved = json.loads((folder / "partition.json").read_text())
+  data = load_dataset("digits")
+  population = mg.make_population(data.images, data.labels, mg.Partition.from_json(saved["tasks"]))
+  params, scalars = training.load_parameters(folder / "meta_model.npz")
+  network = make_network(check_config(digits.get_config()), 10)
+  for i, task in enumerate(saved["target_tasks"]):
+    metrics = mg.evaluate_task(network, params, population.test(task))
+    assert float(metrics.accuracy) == pytest.approx(result["accuracy_before_adaptation"]["per_task"][i], abs=1e-6)
+  assert float(scalars["threshold"]) == pytest.approx(result["gate_threshold"])
+
+
+def test_a_finished_run_is_not_overwritten(two_runs):
+  folder = two_runs[0][0]
+  before = (folder / "result.json").read_bytes()
+  process = command(f"--workdir={folder}", *SHORT)
+  assert process.returncode == 2 and "already holds another run (config.json, metrics.jsonl, result.json)" in process.stderr
+  assert (folder / "result.json").read_bytes() == before
+
+
+def test_the_knob_on_a_finished_run(two_runs):
+  points = curve_of_run(two_runs[0][0], [0.0, 0.4, 0.8])
+  reached = [point["sparsity"]["mean"] for point in points]
+  # Targets are other tasks than those that the threshold was calibrated on, and the model is hardly trained.
+  assert reached[0] < reached[1] < reached[2] and abs(reached[1] - 0.4) < 0.15 and abs(reached[2] - 0.8) < 0.15
+  assert points[2]["macs"] < points[1]["macs"] < points[0]["macs"]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--config=configs/digitz.py"], "no config file 'configs/digitz.py'. Did you mean configs/digits.py?"),
+    (["--config.cohrt=5"], "unknown field 'cohrt'. Did you mean 'cohort'?"),
+    (["--config.dataset=mnits"], "unknown dataset 'mnits'; did you mean mnist"),
+    (["--config.dataset=mnist", "--config.data_dir=tests"], "'mnist' is not in the data directory tests"),
+    (["--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
+    (["configs/mnist.py"], "unexpected argument 'configs/mnist.py'"),
+    (["--config.beta=abc"], "could not convert string to float: 'abc'"),
+])
+def test_bad_input_ends_the_command_with_one_clear_line(arguments, message, tmp_path):
+  process = command(f"--workdir={tmp_path / 'w'}", *arguments)
+  assert process.returncode == 2
+  assert process.stderr.startswith("experiments.run: ") and message in process.stderr
+  assert "Traceback" not in process.stderr
+  assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(cohort=16), "cohort is 16, but there are 15 training tasks"),
+    (dict(labels_per_task=11), "labels_per_task is 11, but digits has 10 classes"),
+    (dict(size_range=(100, 300)), r"cannot fill size_range=\(100, 300\)"),
+    (dict(size_range=(9, 3)), "1 <= smallest <= largest"),
+    (dict(local_lr=0.0), "local_lr must be positive, got 0.0"),
+    (dict(adapt_lr=-1.0), "adapt_lr must be positive, got -1.0"),
+    (dict(prox_weight=0.0), "prox_weight must be positive"),
+    (dict(beta=-0.1), "beta must be positive, got -0.1"),
+    (dict(penalty_weight=-1.0), "penalty_weight must not be negative"),
+    (dict(rounds=0), "rounds must be at least 1"),
+    (dict(target_sparsity=1.0), r"target_sparsity must lie in \[0, 1\), got 1.0"),
+    (dict(target_tasks=20), "at least one must be left for meta-training"),
+    (dict(gated_layers=("conv9",)), "'conv9' does not exist; the layers of ConvNet4 are conv1, conv2, conv3, output"),
+    (dict(gated_layers=()), "gated_layers is empty"),
+    (dict(model="conv5"), "unknown model 'conv5'. Did you mean 'conv"),
+    (dict(algorithm="metagator"), "unknown algorithm 'metagator'. Did you mean 'metagater'?"),
+    (dict(penalty="group_laso"), "Did you mean 'group_lasso'"),
+    (dict(gamma="nestrov"), "Did you mean 'nesterov'"),
+    (dict(widths=(16, 0, 3)), "widths must be positive"),
+    (dict(test_fraction=0.0), "test_fraction must lie between 0 and 1"),
+])
+def test_bad_fields_are_named_before_anything_is_written(change, message, tmp_path):
+  config = digits.get_config()
+  for field, value in change.items():
+    config[field] = value
+  with pytest.raises(ConfigError, match=message):
+    training.run(config, tmp_path / "w", quiet=True)
+  assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("images, labels, message", [
+    (np.zeros((40, 8, 8), np.uint8), np.arange(40) % 2, "expects images .batch, height, width, channels."),
+    (np.zeros((40, 4, 4, 1), np.uint8), np.arange(40) % 2, "too small for this network"),
+    (np.zeros((40, 8, 8, 1), np.uint8), np.arange(39) % 2, "40 images but 39 labels"),
+    (np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 3, "labels must lie in 0 … 1, but range from 0 to 2"),
+])
+def test_own_data_that_does_not_fit(images, labels, message, tmp_path):
+  with pytest.raises(ConfigError, match=message):
+    training.run(digits.get_config(), tmp_path / "w", Dataset("mine", images, labels, 2), quiet=True)
+
+
+def test_a_run_is_a_function_on_own_data(tmp_path):
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 4, 600)
+  images = np.clip(rng.normal(60 * labels[:, None, None, None], 10, (600, 8, 8, 1)), 0, 255).astype(np.uint8)
+  config = digits.get_config()
+  config.update(model="mlp", widths=(8,), gated=False, tasks=8, target_tasks=2, cohort=3, size_range=(20, 60), rounds=5,
+                eval_every=5)
+  result = training.run(config, tmp_path / "w", Dataset("brightness", images, labels, 4), quiet=True)
+  assert result["sparsity"] is None and result["macs"] == {"dense": 64 * 8 + 8 * 4, "gated": None}
+  assert (tmp_path / "w" / "tasks.png").stat().st_size > 5000
+
+
+def test_divergence_is_reported_with_what_to_lower_and_metrics_kept(tmp_path):
+  config = digits.get_config()
+  config.update(local_lr=1e4, rounds=40, eval_every=1, rounds_per_dispatch=1, gated=False)
+  with pytest.raises(training.DivergedError, match="diverged. Lower beta .now 0.02. or local_lr .now 10000"):
+    training.run(config, tmp_path / "w", quiet=True)
+  assert (tmp_path / "w" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("config, tasks, labels, layers, rounds", [
+    (mnist, 20, 2, (), 200), (cifar10, 100, 2, ("conv3",), 100), (cifar10_moderate, 100, 2, ("conv5", "conv6"), 100),
+    (cifar10_small, 100, 2, ("conv5", "conv6"), 100), (cifar100, 100, 5, ("conv5", "conv6"), 100)])
+def test_configs_are_the_papers_protocols(config, tasks, labels, layers, rounds):
+  config = check_config(config.get_config())
+  assert (config.tasks, config.labels_per_task, config.rounds, config.local_steps, config.batch_size) == (
+      tasks, labels, rounds, 1, 20)
+  assert (config.gated_layers if config.gated else ()) == layers
+  assert config.data_dir is None
+  network = make_network(config, 100 if config.dataset == "cifar100" else 10)
+  shapes = jax.eval_shape(lambda key: network.init(key, (28, 28, 1) if config.dataset == "mnist" else (32, 32, 3)),
+                          jax.random.key(0))
+  assert set(shapes["gate"]) == set(layers)
