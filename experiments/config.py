@@ -68,7 +68,7 @@ def base_config() -> ConfigDict:
   config.gate_adapt_lr = 10.0
   config.adapt_steps = 1
   config.target_sparsity = placeholder(float)
-  config.target_sparsity = 0.4  # mean fraction of gated channels that adapted tasks have off; None: no proximal step
+  config.target_sparsity = 0.3  # mean fraction of gated channels that adapted tasks have off; None: no proximal step
   config.calibration_tasks = 20  # training tasks that set the threshold for it (all, if there are fewer)
   # How it is computed
   config.task_axis = "auto"

@@ -101,10 +101,9 @@ def plot_tasks(path: Path, result: dict[str, Any], tasks: Sequence[dict[str, Any
   for axis, (key, label, color) in zip(axes[:, 0], panels):
     values = np.array(result[key]["per_task"])[order]
     axis.bar(range(len(values)), values, color=color, width=0.7)
-    axis.axhline(result[key]["mean"], color="black", linewidth=1, linestyle="--",
-                 label=f"mean {result[key]['mean']:.3f} ± {result[key]['std']:.3f}")
+    axis.axhline(result[key]["mean"], color="black", linewidth=1, linestyle="--")
     axis.set(ylabel=label, ylim=(0, 1.02))
-    axis.legend(loc="lower right", fontsize=8)
+    axis.set_title(f"mean {result[key]['mean']:.3f} ± {result[key]['std']:.3f} over tasks (dashed)", fontsize=9, loc="left")
     axis.grid(axis="y", alpha=0.3)
   axes[-1, 0].set_xticks(range(len(names)), names, fontsize=6.5, rotation=0 if len(names) <= 10 else 90)
   figure.suptitle(f"{result['name']}: target tasks after one-step adaptation")

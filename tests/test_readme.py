@@ -1,0 +1,43 @@
+"""README's examples run as they stand."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import metagater_jax as mg
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+
+
+def block(start):
+  return next(code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if code.startswith(start))
+
+
+def test_building_blocks(capsys):
+  names = {}
+  exec(block("import jax, jax.numpy as jnp, metagater_jax"), names)
+  metrics = mg.evaluate_task(names["network"], names["adapted"], names["population"].test(17))
+  assert metrics.accuracy > 0.8 and 0.1 < metrics.sparsity < 0.6
+  assert "TaskMetrics(" in capsys.readouterr().out
+
+
+def test_lasso():
+  a = jax.random.normal(jax.random.key(0), (50, 10))
+  b = a[:, 3] * 2
+  names = {"mg": mg, "optax": optax, "w": jnp.zeros(10), "L": jnp.linalg.norm(a, 2) ** 2 / 50,
+           "gradient": jax.grad(lambda w: jnp.mean((a @ w - b) ** 2) / 2)}
+  exec(block("solver = "), names)
+  assert np.flatnonzero(names["solution"]).tolist() == [3]
+
+
+def test_commands_and_files_that_readme_names_exist():
+  root = Path(__file__).resolve().parents[1]
+  for path in re.findall(r"configs/(\w+)\.py", README):
+    assert (root / "configs" / f"{path}.py").is_file()
+  for module in set(re.findall(r"python -m ([\w.]+)", README)):
+    path = root / module.replace(".", "/")
+    assert path.with_suffix(".py").is_file() or module == "pip", module
