@@ -62,7 +62,7 @@ def base_config() -> ConfigDict:
   config.beta = placeholder(float)  # None: 0.3 / prox_weight
   config.gamma = "ghadimi_lan"
   config.penalty = "group_lasso"
-  config.penalty_weight = 0.0
+  config.penalty_weight = 0.005
   # Adaptation
   config.adapt_lr = 0.05
   config.gate_adapt_lr = 10.0
