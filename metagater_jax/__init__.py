@@ -19,7 +19,7 @@ from metagater_jax.federated import (
     Algorithm, ClientUpdate, FederatedState, federated_init, federated_round, map_tasks, run_rounds, sample_cohort)
 from metagater_jax.gates import ChannelGate, binarize, gate_groups, logistic_noise, sparsity
 from metagater_jax.local import classification_loss, full_batch_gradient, local_solve
-from metagater_jax.models import MLP, ConvNet4, ConvNet7
+from metagater_jax.models import MLP, ConvNet4, ConvNet7, ConvUnit
 from metagater_jax.network import GatedNetwork, Layer, network_layers
 from metagater_jax.penalties import (
     Penalty, block_soft_threshold, group_lasso, group_norms, l1, no_penalty, on_part, soft_threshold)

@@ -3,17 +3,42 @@
 Modules are named, so that a gate can be put on any layer by its name. They know nothing of gates.
 """
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 
 from metagater_jax.convolution import average_pool, conv_as_matmul, max_pool
 
-__all__ = ["MLP", "ConvNet4", "ConvNet7"]
+__all__ = ["MLP", "ConvNet4", "ConvNet7", "ConvUnit"]
 
 _he = nn.initializers.he_normal()
-_Conv = partial(nn.Conv, kernel_size=(3, 3), kernel_init=_he, conv_general_dilated=conv_as_matmul)
+
+
+class ConvUnit(nn.Module):
+  """pool(relu(conv(z))): the unit that a gate multiplies. 3×3, 'same' padding, with a bias.
+
+  A mask is one number per channel and not negative, so pool(relu(conv(z)) ⊙ m) (Eq. 1) = pool(relu(conv(z))) ⊙ m. Relu
+  and pooling belong inside all the same: relu has no gradient at 0 and a maximum of zeros has no argument, so with a mask
+  in front of them a channel that is off would never hear what it could contribute.
+
+  Attributes:
+    features: C_out.
+    pool: "max", "average" (both 2×2) or None.
+  """
+
+  features: int
+  pool: str | None = None
+
+  @nn.compact
+  def __call__(self, z: jax.Array) -> jax.Array:
+    kernel = self.param("kernel", _he, (3, 3, z.shape[-1], self.features))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    h = jax.nn.relu(conv_as_matmul(z, kernel, (1, 1), "SAME") + bias)
+    return {None: lambda h: h, "max": max_pool, "average": average_pool}[self.pool](h)
+
+  @nn.nowrap
+  def positions(self, z: jax.Array) -> int:
+    """Places per example at which the kernel is applied, for MAC accounting: the output does not show them."""
+    return z.shape[1] * z.shape[2]
 
 
 class MLP(nn.Module):
@@ -46,7 +71,7 @@ class ConvNet4(nn.Module):
   def __call__(self, images: jax.Array) -> jax.Array:
     x = _check_images(self, images)
     for i, width in enumerate(self.widths, 1):
-      x = max_pool(jax.nn.relu(_Conv(width, name=f"conv{i}")(x)))
+      x = ConvUnit(width, "max", name=f"conv{i}")(x)
     return nn.Dense(self.classes, name="output")(x.reshape(x.shape[0], -1))
 
 
@@ -64,10 +89,7 @@ class ConvNet7(nn.Module):
   def __call__(self, images: jax.Array) -> jax.Array:
     x = _check_images(self, images)
     for i, width in enumerate(self.widths, 1):
-      x = jax.nn.relu(_Conv(width, name=f"conv{i}")(x))
-      if i in (2, 4):
-        x = max_pool(x)
-    x = average_pool(x)
+      x = ConvUnit(width, {2: "max", 4: "max", 6: "average"}.get(i), name=f"conv{i}")(x)
     return nn.Dense(self.classes, name="output")(x.reshape(x.shape[0], -1))
 
 

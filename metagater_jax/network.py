@@ -57,15 +57,14 @@ def network_layers(backbone: nn.Module, image_shape: Sequence[int]) -> tuple[Lay
   def record(next_function, args, kwargs, context):
     out = next_function(*args, **kwargs)
     module = context.module
-    if context.method_name == "__call__" and isinstance(module, (nn.Conv, nn.Dense)):
-      kernel = module.variables["params"]["kernel"]
-      bias = module.features if module.use_bias else 0
-      positions = out.size // out.shape[0] // out.shape[-1]
+    own = module.variables.get("params", {}) if context.method_name == "__call__" else {}
+    if "kernel" in own:  # nn.Conv, nn.Dense, ConvUnit and other people's
+      kernel, bias = own["kernel"], own.get("bias")
+      positions = (module.positions(args[0]) if hasattr(module, "positions") else out.size // out.shape[0] // out.shape[-1])
       layers.append(Layer(
-          name="/".join(module.path), kind="conv" if isinstance(module, nn.Conv) else "dense",
-          inputs=args[0].shape[-1], outputs=out.shape[-1], macs=positions * kernel.size,
-          parameters=kernel.size + bias, biased=module.use_bias, input_shape=tuple(args[0].shape[1:]),
-          source=layers[-1].name if layers else None))
+          name="/".join(module.path), kind="conv" if kernel.ndim > 2 else "dense", inputs=args[0].shape[-1],
+          outputs=out.shape[-1], macs=positions * kernel.size, parameters=kernel.size + (0 if bias is None else bias.size),
+          biased=bias is not None, input_shape=tuple(args[0].shape[1:]), source=layers[-1].name if layers else None))
     return out
 
   with nn.intercept_methods(record):
@@ -77,9 +76,10 @@ def network_layers(backbone: nn.Module, image_shape: Sequence[int]) -> tuple[Lay
 class GatedNetwork:
   """Any flax backbone with channel gates on the layers named in `gated_layers` (none: the plain backbone).
 
-  The gate of layer l reads l's input z and multiplies l's output with its mask. With relu next, relu(conv(z) ⊙ m) is
-  relu(conv(z)) ⊙ m (Eq. 1), since masks are 0 or 1. Where a normalization follows the convolution, put both into one
-  module and gate that by its name. The layer must take one array (batch, …, C_in) and return (batch, …, C_out).
+  The gate of layer l reads l's input z and multiplies l's output with its mask. The layer is any module that takes one
+  array (batch, …, C_in) and returns (batch, …, C_out). Name one that ends in its nonlinearity, as `ConvUnit` does (Eq. 1), or
+  a block of convolution, normalization and relu: on a bare convolution the network's output is the same, but relu's zero
+  gradient at 0 then keeps channels that are off from being switched on again.
 
   Parameters are `{"backbone": θ, "gate": {layer: φ_l}}`; without gates `gate` is empty, and every algorithm stays the same.
 
@@ -113,6 +113,10 @@ class GatedNetwork:
     Raises:
       ValueError: a gated layer that the backbone does not have; the message lists the layers.
     """
+    # Compiled as one program: run operation by operation it would take longer than many a training.
+    return jax.jit(lambda key: self._init(key, tuple(image_shape)))(key)
+
+  def _init(self, key, image_shape):
     shapes = {}
 
     def watch(next_function, args, kwargs, context):

@@ -6,6 +6,9 @@ import pytest
 
 import metagater_jax as mg
 
+# Hundreds of small programs are compiled here and run once or twice: compiling them well takes longer than running them.
+jax.config.update("jax_disable_most_optimizations", True)
+
 
 @pytest.fixture(scope="session")
 def small_network():

@@ -60,6 +60,23 @@ def test_without_gates_it_is_the_backbone(key):
   chex.assert_trees_all_equal(logits, backbone.apply({"params": params["backbone"]}, images))
 
 
+def test_the_gradient_of_a_gate_is_that_of_equation_1_also_where_the_channel_is_off(small_network, key):
+  params = small_network.init(key, (8, 8, 1))
+  gate = params["gate"]["conv3"]
+  gate["b2"] = jnp.array([3.0, -3.0, 3.0, -3.0, 0.0, 3.0])
+  gate["W2"] = jnp.zeros_like(gate["W2"])
+  images = jax.random.normal(jax.random.key(1), (6, 8, 8, 1))
+  logits = lambda b2: small_network.apply({**params, "gate": {"conv3": {**gate, "b2": b2}}}, images)[0]
+  direction = jax.random.normal(jax.random.key(2), (6, 4))
+  got = np.asarray(jax.grad(lambda b2: jnp.sum(direction * logits(b2)))(gate["b2"]))
+  # The network is linear in each channel's mask, and the backward pass multiplies with σ'(b₂): switch each channel by hand.
+  for c in range(6):
+    on, off = (logits(gate["b2"].at[c].set(value)) for value in (1.0, -1.0))
+    sigma = 1 / (1 + np.exp(-float(gate["b2"][c])))
+    np.testing.assert_allclose(got[c], sigma * (1 - sigma) * np.sum(direction * (on - off)), rtol=2e-3, atol=1e-5)
+  assert (got[[1, 3, 4]] != 0).all()
+
+
 class Residual(nn.Module):
   """Somebody else's model: blocks, batch-free normalization, a skip connection, a strided convolution."""
 
