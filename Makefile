@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow clean
+.PHONY: quickstart test clean
 
 .venv/ready: requirements.txt requirements-core.txt requirements-experiments.txt requirements-test.txt setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version}")'
@@ -15,9 +15,6 @@ quickstart: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -m "not slow"
-
-test-slow: .venv/ready
-	$(BIN)/python -m pytest -m slow
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache

@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits (embedded, 8×8): 20 tasks of two labels; half a minute on two cores. The default config."""
+"""Scikit-learn's handwritten digits (embedded, 8×8): 20 tasks of two labels. The default config."""
 
 from experiments.config import base_config
 

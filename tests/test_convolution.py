@@ -12,10 +12,9 @@ import metagater_jax as mg
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 5)])
-@pytest.mark.parametrize("strides", [(1, 1), (2, 1), (3, 2)])
-@pytest.mark.parametrize("padding", ["SAME", "VALID", [(2, 0), (1, 3)]])
-@pytest.mark.parametrize("dilation", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("kernel, strides, padding, dilation", [
+    ((3, 3), (1, 1), "SAME", (1, 1)), ((1, 1), (1, 1), "VALID", (1, 1)), ((2, 5), (2, 1), "SAME", (1, 1)),
+    ((3, 3), (3, 2), [(2, 0), (1, 3)], (1, 1)), ((3, 3), (1, 1), "SAME", (2, 1)), ((2, 5), (3, 2), "VALID", (2, 1))])
 def test_equals_lax_convolution(kernel, strides, padding, dilation):
   x = jax.random.normal(jax.random.key(0), (2, 9, 8, 3))
   w = jax.random.normal(jax.random.key(1), (*kernel, 3, 4))

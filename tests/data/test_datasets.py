@@ -80,7 +80,7 @@ def test_a_directory_without_the_set_says_what_it_holds_and_how_to_prepare_it(tf
     datasets.load_dataset("cifar10", folder)
   message = str(error.value)
   assert f"'cifar10' is not in the data directory {folder} (it holds: mnist)" in message
-  assert f"-m pip install -e '.[prepare]' && " in message
+  assert "-m pip install -e '.[prepare]' && " in message
   assert f"-m metagater_jax.data.prepare cifar10 --data_dir={folder}" in message
   with pytest.raises(datasets.DatasetError, match="/no/such does not exist"):
     datasets.load_dataset("cifar10", "/no/such")
