@@ -14,6 +14,7 @@ def get_config():
   config.cyclic_labels = True
   config.size_range = (1165, 3834)
   config.model = "mlp"
+  config.task_axis = "vmap"  # a task of an MLP is too small to be worth a loop
   config.gated = False
   config.gated_layers = ()
   config.local_lr = 0.03

@@ -43,8 +43,8 @@ def write_readme(text: str, results: Path) -> str:
             "benchmark": (results / "benchmark.json", _benchmark_table)}
   for name, (path, table) in tables.items():
     if path.is_file():
-      new = table(json.loads(path.read_text()))
-      text = re.sub(rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)", lambda m: m[1] + new + m[2], text, flags=re.DOTALL)
+      new = f"<!-- table: {name} -->\n{table(json.loads(path.read_text()))}\n<!-- end -->"
+      text = re.sub(rf"<!-- table: {name} -->.*?<!-- end -->", lambda _, new=new: new, text, flags=re.DOTALL)
   return text
 
 

@@ -13,7 +13,7 @@ from metagater_jax.convolution import average_pool, conv_as_matmul, max_pool
 from metagater_jax.data.partition import (
     Partition, draw_sizes, partition_by_dirichlet, partition_by_label, split_targets)
 from metagater_jax.data.population import (
-    Batch, Population, TaskData, make_population, make_task, sample_batch, to_float)
+    Batch, Population, TaskData, make_population, make_task, sample_batch, sample_positions, to_float)
 from metagater_jax.evaluation import TaskMetrics, evaluate_targets, evaluate_task, mean_over_task
 from metagater_jax.federated import (
     Algorithm, ClientUpdate, FederatedState, federated_init, federated_round, map_tasks, run_rounds, sample_cohort)

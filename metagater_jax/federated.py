@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metagater_jax.data.population import Population, TaskData, sample_batch
+from metagater_jax.data.population import Population, TaskData, sample_batch, sample_positions
 from metagater_jax.local import DrawBatch
 
 __all__ = ["Algorithm", "ClientUpdate", "FederatedState", "federated_init", "federated_round", "map_tasks", "run_rounds",
@@ -94,7 +94,7 @@ def sample_cohort(key: jax.Array, clients: jax.Array, size: int) -> jax.Array:
   """
   if size > clients.shape[0]:
     raise ValueError(f"the cohort of {size} is larger than the {clients.shape[0]} tasks there are to train on.")
-  return jax.random.choice(key, clients, (size,), replace=False)
+  return clients[sample_positions(key, jnp.array(clients.shape[0]), size)]
 
 
 def client_round(algorithm: Algorithm, params: Params, data: TaskData, key: jax.Array, batch_size: int) -> ClientUpdate:

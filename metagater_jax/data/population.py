@@ -12,7 +12,7 @@ import numpy as np
 
 from metagater_jax.data.partition import Partition
 
-__all__ = ["Batch", "Population", "TaskData", "make_population", "make_task", "sample_batch", "to_float"]
+__all__ = ["Batch", "Population", "TaskData", "make_population", "make_task", "sample_batch", "sample_positions", "to_float"]
 
 
 class Batch(NamedTuple):
@@ -117,11 +117,29 @@ def make_task(images: np.ndarray, labels: np.ndarray, scale: tuple[float, float]
 
 def sample_batch(key: jax.Array, data: TaskData, size: int) -> Batch:
   """A minibatch without replacement. A task with fewer than `size` samples gives all of them, padded with weight 0."""
-  longest = data.index.shape[0]
-  order = jax.random.uniform(key, (longest,))
-  order = jnp.where(jnp.arange(longest) < data.count, order, 2.0)  # padding comes last
-  _, positions = jax.lax.top_k(-order, min(size, longest))
-  return data.rows(positions)
+  return data.rows(sample_positions(key, data.count, min(size, data.index.shape[0])))
+
+
+def sample_positions(key: jax.Array, count: jax.Array, size: int) -> jax.Array:
+  """`size` different numbers out of 0 … count − 1, uniformly; where count < size, all of them and then count … size − 1.
+
+  The first `size` steps of a Fisher-Yates shuffle of an array that is never made, so that the cost does not depend on how
+  many samples a task has: swap k exchanges the places k and r_k ≥ k, and what a place holds follows from the swaps before.
+  """
+  k = jnp.arange(size)
+  span = jnp.maximum(count - k, 1)
+  partner = k + jnp.minimum((jax.random.uniform(key, (size,)) * span).astype(jnp.int32), span - 1)
+
+  def held(place, step, moved):
+    swap = jnp.max(jnp.where((partner == place) & (k < step), k, -1))  # the last one that put something there
+    return jnp.where(swap >= 0, moved[swap], place)
+
+  def exchange(step, carry):
+    drawn, moved = carry
+    return (drawn.at[step].set(held(partner[step], step, moved)), moved.at[step].set(held(step, step, moved)))
+
+  zeros = jnp.zeros(size, jnp.int32)
+  return jax.lax.fori_loop(0, size, exchange, (zeros, zeros), unroll=min(size, 32))[0]
 
 
 def _pad(parts):
