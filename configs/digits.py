@@ -9,6 +9,6 @@ def get_config():
   config.dataset = "digits"
   config.model = "conv4"
   config.widths = (16, 32, 64)
-  config.rounds = 100
+  config.rounds = 60
   config.eval_every = 10
   return config
