@@ -9,6 +9,8 @@ def get_config():
   config.dataset = "cifar10"
   config.tasks = 100
   config.target_tasks = 20
+  config.validation_tasks = 10
+  config.tuned = "cifar10"
   config.cohort = 20
   config.size_range = (221, 2792)
   config.model = "conv4"

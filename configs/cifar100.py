@@ -5,7 +5,7 @@ from configs import cifar10_small
 
 def get_config():
   config = cifar10_small.get_config()
-  config.name = "cifar100"
+  config.name = config.tuned = "cifar100"
   config.dataset = "cifar100"
   config.labels_per_task = 5
   return config

@@ -5,7 +5,10 @@ from configs import cifar10
 
 def get_config():
   config = cifar10.get_config()
-  config.name = "cifar10_moderate"
+  config.name = config.tuned = "cifar10_moderate"
   config.model = "conv7"
+  config.widths = (16, 32, 32, 64, 64, 128)
+  config.rounds = 60
+  config.eval_every = 30
   config.gated_layers = ("conv5", "conv6")
   return config

@@ -5,7 +5,7 @@ from configs import cifar10_moderate
 
 def get_config():
   config = cifar10_moderate.get_config()
-  config.name = "cifar10_small"
+  config.name = config.tuned = "cifar10_small"
   config.size_range = (20, 100)
   config.fill = False
   return config

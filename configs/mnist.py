@@ -15,10 +15,8 @@ def get_config():
   config.size_range = (1165, 3834)
   config.model = "mlp"
   config.task_axis = "vmap"  # a task of an MLP is too small to be worth a loop
-  config.gated = False
   config.gated_layers = ()
-  config.local_lr = 0.03
-  config.adapt_lr = 0.25
+  config.tuned = "mnist"
   config.rounds = 200
   config.eval_every = 20
   return config

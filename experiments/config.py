@@ -1,7 +1,10 @@
 """The fields of an experiment, their defaults, and the checks that run before any long work."""
 
 import difflib
+import json
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +16,9 @@ from experiments import registry
 from metagater_jax.accelerated_proximal import GAMMA_SCHEDULES
 from metagater_jax.data.datasets import Dataset
 
-__all__ = ["ConfigError", "base_config", "check_config", "check_dataset", "closest"]
+__all__ = ["TUNED", "ConfigError", "base_config", "check_config", "check_dataset", "closest", "settings_of"]
+
+TUNED = Path(__file__).resolve().parent.parent / "configs" / "tuned"
 
 
 class ConfigError(ValueError):
@@ -34,6 +39,7 @@ def base_config() -> ConfigDict:
   config.partition = "labels"  # or "dirichlet"
   config.tasks = 20
   config.target_tasks = 5
+  config.validation_tasks = 0  # held out of meta-training: they set the gate's threshold, and settings are tuned on them
   config.target_tasks_seen = False  # whether target tasks take part in meta-training
   config.labels_per_task = 2
   config.cyclic_labels = False  # task i holds classes i, i + 1, … as in pFedMe's generator, instead of any
@@ -44,34 +50,42 @@ def base_config() -> ConfigDict:
   # Network
   config.model = "conv4"
   config.widths = ()  # layer widths; empty: the model's own
-  config.gated = True
+  config.gated = placeholder(bool)  # None: MetaGater is, where there are gated_layers, and the baselines are not
   config.gated_layers = ("conv3",)
   config.gate_hidden = 16
   config.gate_temperature = 1.0  # 0: plain straight-through
   config.gate_initial_log_odds = 2.0  # b2 at the start: channels are on with probability 0.88 in training
   config.gate_logit_scale = 0.1  # of W2 at the start: small, so that training does not start with random masks
-  # Meta-training
+  # Meta-training. A setting that is None takes the value that `experiments.tune` found for this protocol, algorithm and
+  # local_steps (the file `tuned` in configs/tuned/), or else the algorithm's default in `experiments.registry`.
   config.algorithm = "metagater"
+  config.tuned = placeholder(str)
   config.rounds = 100
   config.eval_every = 20
   config.cohort = 5
   config.batch_size = 20
   config.local_steps = 1
-  config.local_lr = 0.1
-  config.prox_weight = 15.0
-  config.beta = placeholder(float)  # None: 0.3 / prox_weight
-  config.gamma = "ghadimi_lan"
+  config.local_lr = placeholder(float)
+  config.prox_weight = placeholder(float)  # MetaGater, pFedMe: λ; FedProx: μ
+  config.beta = placeholder(float)  # MetaGater
+  config.gamma = placeholder(str)
   config.penalty = "group_lasso"
-  config.penalty_weight = 0.005
+  config.penalty_weight = placeholder(float)
+  config.inner_lr = placeholder(float)  # Per-FedAvg: rate of the step that is learned for
+  config.meta_gradient = "first_order"  # Per-FedAvg: or "hessian_free", "exact"
+  config.personal_lr = placeholder(float)  # pFedMe: rate and number of steps for the personalized model
+  config.inner_steps = 5
+  config.server_lr = placeholder(float)  # Reptile, pFedMe
   # Adaptation
-  config.adapt_lr = 0.05
+  config.adapt_lr = placeholder(float)
   config.gate_adapt_lr = 10.0
   config.adapt_steps = 1
   config.target_sparsity = placeholder(float)
   config.target_sparsity = 0.3  # mean fraction of gated channels that adapted tasks have off; None: no proximal step
-  config.calibration_tasks = 20  # training tasks that set the threshold for it (all, if there are fewer)
+  config.calibration_tasks = 20  # at most so many tasks set the threshold for it: validation or, if none, training tasks
   # How it is computed
   config.task_axis = "auto"
+  config.seed_axis = "loop"  # or "vmap": the seeds of experiments.tables one by one or together
   config.rounds_per_dispatch = 10
   config.chunk = 64  # samples at a time in adaptation and evaluation
   return config
@@ -88,20 +102,29 @@ def closest(what: str, value: str, known: Iterable[str]) -> str:
 def check_config(config: ConfigDict) -> ConfigDict:
   """A copy with every field resolved, or a ConfigError that names the field, what it may be, and what it is."""
   config = ConfigDict(config)
-  for field, known in (("model", registry.MODELS), ("algorithm", registry.ALGORITHMS), ("gamma", GAMMA_SCHEDULES),
-                       ("penalty", registry.PENALTIES), ("partition", registry.PARTITIONS)):
+  for field, known in (("model", registry.MODELS), ("algorithm", registry.ALGORITHMS), ("penalty", registry.PENALTIES),
+                       ("partition", registry.PARTITIONS), ("meta_gradient", mg.META_GRADIENTS),
+                       ("seed_axis", ("loop", "vmap"))):
     if config[field] not in known:
       raise ConfigError(closest(field, config[field], known))
+  if config.gated is None:
+    config.gated = config.algorithm == "metagater" and bool(config.gated_layers)
+  for field, value in settings_of(config).items():
+    if config[field] is None:
+      config[field] = value
+  if config.gamma is not None and config.gamma not in GAMMA_SCHEDULES:
+    raise ConfigError(closest("gamma", config.gamma, GAMMA_SCHEDULES))
   counts = ("rounds", "eval_every", "tasks", "target_tasks", "cohort", "labels_per_task", "batch_size", "local_steps",
-            "adapt_steps", "gate_hidden", "rounds_per_dispatch", "chunk", "calibration_tasks")
+            "adapt_steps", "gate_hidden", "rounds_per_dispatch", "chunk", "calibration_tasks", "inner_steps")
   for field in counts:
     if config[field] < 1:
       raise ConfigError(f"{field} must be at least 1, got {config[field]}.")
-  for field in ("local_lr", "adapt_lr", "gate_adapt_lr", "prox_weight", "beta", "concentration", "pixel_std"):
+  for field in ("local_lr", "adapt_lr", "gate_adapt_lr", "prox_weight", "beta", "inner_lr", "personal_lr", "server_lr",
+                "concentration", "pixel_std"):
     if config[field] is not None and not config[field] > 0:
       raise ConfigError(f"{field} must be positive, got {config[field]}.")
-  for field in ("penalty_weight", "gate_temperature"):
-    if not config[field] >= 0:
+  for field in ("penalty_weight", "gate_temperature", "validation_tasks"):
+    if config[field] is not None and not config[field] >= 0:
       raise ConfigError(f"{field} must not be negative, got {config[field]}.")
   if not 0 < config.test_fraction < 1:
     raise ConfigError(f"test_fraction must lie between 0 and 1, got {config.test_fraction}.")
@@ -113,18 +136,41 @@ def check_config(config: ConfigDict) -> ConfigDict:
     raise ConfigError("size_range must be two numbers with 1 <= smallest <= largest, got "
                       f"{tuple(config.size_range)}.")
   try:
-    training, _ = mg.split_targets(config.tasks, config.target_tasks, config.seed, seen=config.target_tasks_seen)
+    training, _, _ = mg.split_tasks(config.tasks, config.target_tasks, config.seed, validation=config.validation_tasks,
+                                    seen=config.target_tasks_seen)
   except ValueError as error:
     raise ConfigError(str(error)) from error
   if config.cohort > len(training):
     raise ConfigError(f"cohort is {config.cohort}, but there are {len(training)} training tasks (tasks={config.tasks}, "
-                      f"target_tasks={config.target_tasks}); use a smaller cohort or more tasks.")
+                      f"target_tasks={config.target_tasks}, validation_tasks={config.validation_tasks}); use a smaller cohort or more tasks.")
   if config.gated and not config.gated_layers:
     raise ConfigError("gated is set, but gated_layers is empty; name a layer, or set gated=False.")
   _check_network(config, classes=2, image_shape=(32, 32, 3))  # names of layers do not depend on the images
-  if config.beta is None:
+  if config.algorithm == "metagater" and config.beta is None:
     config.beta = mg.default_beta(config.prox_weight)
+  if config.algorithm == "per_fedavg" and config.inner_lr is None:
+    config.inner_lr = config.adapt_lr
   return config
+
+
+def settings_of(config: ConfigDict) -> dict[str, Any]:
+  """The settings of a config's algorithm: what was tuned for its protocol, over the algorithm's defaults.
+
+  Tuned settings are those found with the same `local_steps`, or else those of the nearest number of them.
+
+  Raises:
+    ConfigError: `tuned` names a file that is not there.
+  """
+  settings = dict(registry.SETTINGS[config.algorithm])
+  if config.tuned is not None:
+    path = TUNED / f"{config.tuned}.json"
+    if not path.is_file():
+      raise ConfigError(closest("tuned", config.tuned, [p.stem for p in TUNED.glob("*.json")]))
+    entries = [entry for entry in json.loads(path.read_text())["methods"]
+               if (entry["algorithm"], entry["gated"]) == (config.algorithm, config.gated)]
+    if entries:
+      settings |= min(entries, key=lambda entry: abs(entry["local_steps"] - config.local_steps))["settings"]
+  return settings
 
 
 def check_dataset(config: ConfigDict, dataset: Dataset) -> None:

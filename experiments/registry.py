@@ -4,8 +4,8 @@ from ml_collections import ConfigDict
 
 import metagater_jax as mg
 
-__all__ = ["ALGORITHMS", "MODELS", "PARTITIONS", "PENALTIES", "make_algorithm", "make_network", "make_partition",
-           "make_penalty"]
+__all__ = ["ALGORITHMS", "MODELS", "PARTITIONS", "PENALTIES", "SETTINGS", "make_algorithm", "make_network", "make_partition",
+           "make_penalty", "snip_candidates"]
 
 MODELS = {"mlp": mg.MLP, "conv4": mg.ConvNet4, "conv7": mg.ConvNet7}
 
@@ -20,16 +20,37 @@ PARTITIONS = {
 }
 
 
-def _metagater(config: ConfigDict, network: mg.GatedNetwork) -> mg.Algorithm:
-  return mg.metagater(
-      mg.classification_loss(network), local_lr=config.local_lr, local_steps=config.local_steps,
-      prox_weight=config.prox_weight, beta=config.beta, gamma=config.gamma, penalty=make_penalty(config),
-      penalty_weight=config.penalty_weight, adapt_lr=config.adapt_lr, gate_adapt_lr=config.gate_adapt_lr,
-      adapt_steps=config.adapt_steps, target_sparsity=config.target_sparsity, network=network, chunk=config.chunk,
-      task_axis=config.task_axis)
+def _adaptation(c: ConfigDict) -> dict:
+  return {"adapt_lr": c.adapt_lr, "adapt_steps": c.adapt_steps, "chunk": c.chunk}
 
 
-ALGORITHMS = {"metagater": _metagater}
+def _local(c: ConfigDict) -> dict:
+  return {"local_lr": c.local_lr, "local_steps": c.local_steps} | _adaptation(c)
+
+
+# Name of an algorithm to a function of (config, loss, network).
+ALGORITHMS = {
+    "fedavg": lambda c, loss, _: mg.fedavg(loss, **_local(c)),
+    "fedprox": lambda c, loss, _: mg.fedprox(loss, prox_weight=c.prox_weight, **_local(c)),
+    "metagater": lambda c, loss, network: mg.metagater(
+        loss, prox_weight=c.prox_weight, beta=c.beta, gamma=c.gamma, penalty=make_penalty(c), penalty_weight=c.penalty_weight,
+        gate_adapt_lr=c.gate_adapt_lr, target_sparsity=c.target_sparsity, network=network, task_axis=c.task_axis, **_local(c)),
+    "per_fedavg": lambda c, loss, _: mg.per_fedavg(loss, inner_lr=c.inner_lr, meta_gradient=c.meta_gradient, **_local(c)),
+    "pfedme": lambda c, loss, _: mg.pfedme(
+        loss, prox_weight=c.prox_weight, personal_lr=c.personal_lr, inner_steps=c.inner_steps, server_lr=c.server_lr,
+        **_local(c)),
+    "reptile": lambda c, loss, _: mg.reptile(loss, server_lr=c.server_lr, **_local(c)),
+}
+
+# What a config leaves open and nobody tuned.
+SETTINGS = {
+    "fedavg": {"local_lr": 0.1, "adapt_lr": 0.1},
+    "fedprox": {"local_lr": 0.1, "prox_weight": 0.1, "adapt_lr": 0.1},
+    "metagater": {"local_lr": 0.1, "prox_weight": 15.0, "gamma": "ghadimi_lan", "penalty_weight": 0.005, "adapt_lr": 0.05},
+    "per_fedavg": {"local_lr": 0.1, "adapt_lr": 0.05},  # inner_lr: adapt_lr
+    "pfedme": {"local_lr": 0.05, "personal_lr": 0.1, "prox_weight": 15.0, "server_lr": 1.0, "adapt_lr": 0.1},
+    "reptile": {"local_lr": 0.1, "server_lr": 0.5, "adapt_lr": 0.1},
+}
 
 
 def make_network(config: ConfigDict, classes: int) -> mg.GatedNetwork:
@@ -48,7 +69,16 @@ def make_penalty(config: ConfigDict) -> mg.Penalty | None:
 
 def make_algorithm(config: ConfigDict, network: mg.GatedNetwork) -> mg.Algorithm:
   """The federated algorithm of a config."""
-  return ALGORITHMS[config.algorithm](config, network)
+  return ALGORITHMS[config.algorithm](config, mg.classification_loss(network), network)
+
+
+def snip_candidates(config: ConfigDict, granularity: str):
+  """What MetaSNIP may prune: all kernels by weight, as SNIP does; by channel the layers that a gate could switch, so that
+  it is compared on what the gate decides about."""
+  if granularity == "weight":
+    return mg.is_kernel
+  layers = tuple(f"backbone/{layer}/kernel" for layer in config.gated_layers)
+  return lambda path, leaf: path in layers
 
 
 def make_partition(config: ConfigDict, labels) -> mg.Partition:

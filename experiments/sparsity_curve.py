@@ -17,7 +17,7 @@ from absl import app, flags, logging
 import metagater_jax as mg
 from experiments import registry, reporting
 from experiments.config import ConfigError, base_config
-from experiments.training import load_parameters, make_tasks
+from experiments.training import load, load_parameters, make_tasks
 
 __all__ = ["curve_of_run", "main"]
 
@@ -42,13 +42,14 @@ def curve_of_run(run: str | Path, sparsities: Sequence[float], data_dir: str | N
   if not config.gated:
     raise ConfigError(f"the run in {run} has no gates, so there is no sparsity to set.")
   config.data_dir = data_dir or config.data_dir
-  dataset, partition, training_tasks, target_tasks = make_tasks(config)
-  population = mg.make_population(dataset.images, np.asarray(dataset.labels), partition,
+  dataset = load(config)
+  tasks = make_tasks(config, dataset)
+  population = mg.make_population(dataset.images, np.asarray(dataset.labels), tasks.partition,
                                   (config.pixel_mean, config.pixel_std))
   network = registry.make_network(config, dataset.classes)
   params = jax.tree.map(jnp.asarray, load_parameters(run / "meta_model.npz")[0])
   loss = mg.classification_loss(network)
-  calibration_tasks = jnp.asarray(training_tasks[:config.calibration_tasks])
+  calibration_tasks = jnp.asarray(tasks.calibration(config.calibration_tasks))
   rates = dict(steps=config.adapt_steps, chunk=config.chunk)
 
   def stage_one(params, data):
@@ -65,7 +66,7 @@ def curve_of_run(run: str | Path, sparsities: Sequence[float], data_dir: str | N
 
   points = []
   for wanted in sparsities:
-    kappa, after = jax.device_get(measure(wanted, params, population, calibration_tasks, jnp.asarray(target_tasks)))
+    kappa, after = jax.device_get(measure(wanted, params, population, calibration_tasks, jnp.asarray(tasks.target)))
     points.append({"wanted": wanted, "threshold": float(kappa), "seed": config.seed,
                    "accuracy": reporting.summary(after.accuracy), "sparsity": reporting.summary(after.sparsity),
                    "macs": float(after.macs.mean()), "parameters": float(after.parameters.mean())})

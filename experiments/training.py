@@ -1,4 +1,4 @@
-"""The one loop that runs any federated algorithm on any population, and writes what it finds."""
+"""The one loop that runs any federated algorithm on any population, for one seed or several, and writes what it finds."""
 
 import importlib.metadata
 import json
@@ -6,11 +6,11 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from experiments import registry, reporting
 from experiments.config import ConfigError, check_config, check_dataset
 from metagater_jax.data.datasets import Dataset, load_dataset
 
-__all__ = ["DivergedError", "load_parameters", "make_tasks", "run", "save_parameters"]
+__all__ = ["DivergedError", "Tasks", "load", "load_parameters", "make_tasks", "run", "run_seeds", "save_parameters"]
 
 
 def run(config: ConfigDict, workdir: str | Path, dataset: Dataset | None = None, quiet: bool = False) -> dict[str, Any]:
@@ -48,84 +48,227 @@ def run(config: ConfigDict, workdir: str | Path, dataset: Dataset | None = None,
     ConfigError: before any long work.
     DivergedError: the loss is no longer finite; metrics until then are kept.
   """
-  start = time.perf_counter()
-  clock = _Clock("load", "compile", "train", "evaluate")
-  workdir = Path(workdir)
-  config = check_config(config)
-  _check_workdir(workdir)
-  with clock("load"):
-    dataset, partition, training_tasks, target_tasks = make_tasks(config, dataset)
-    population = mg.make_population(dataset.images, np.asarray(dataset.labels), partition,
-                                    (config.pixel_mean, config.pixel_std))
-  workdir.mkdir(parents=True, exist_ok=True)
-  reporting.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
-  reporting.write_json(workdir / "partition.json", {
-      "dataset": dataset.name, "samples": len(dataset.labels), "training_tasks": training_tasks.tolist(),
-      "target_tasks": target_tasks.tolist(), "tasks": partition.to_json()})
-
-  network = registry.make_network(config, dataset.classes)
-  algorithm = registry.make_algorithm(config, network)
-  init_key, run_key = jax.random.split(jax.random.key(config.seed))
-  params = network.init(init_key, dataset.images.shape[1:])
-  state = mg.federated_init(algorithm, params, run_key)
-  train = _Compiled(clock, "train", partial(
-      mg.run_rounds, algorithm, cohort=config.cohort, batch_size=config.batch_size, task_axis=config.task_axis),
-      donate_argnums=0)
-  evaluate = _Compiled(clock, "evaluate", partial(_evaluate, algorithm, network, config))
-  training_tasks, targets = jnp.asarray(training_tasks), jnp.asarray(target_tasks)
-
-  writer = reporting.MetricsWriter(workdir)
-  rows, round_ms = [], []
-  progress = _Progress(config.rounds, quiet)
-  while (done := int(state.round)) < config.rounds:
-    next_evaluation = min(config.rounds, (done // config.eval_every + 1) * config.eval_every)
-    count = min(config.rounds_per_dispatch, next_evaluation - done)
-    state, metrics = train(state, population, training_tasks, rounds=count)
-    round_ms += [1000 * train.seconds / count] * count
-    done += count
-    loss = float(metrics["loss"].mean())
-    if not np.isfinite(loss):
-      progress.close()
-      raise DivergedError(f"the loss is {loss} after round {done}: meta-training diverged. Lower beta (now "
-                          f"{config.beta:g}) or local_lr (now {config.local_lr:g}), or set gamma=plain. What was computed "
-                          f"until then is in {workdir}.")
-    progress.show(loss=loss)
-    if done == next_evaluation:
-      threshold, before, after = jax.device_get(evaluate(state.server, population, training_tasks, targets))
-      rows.append(_row(done, loss, before, after, config.gated))
-      writer.write(rows[-1])
-      progress.show(accuracy=rows[-1]["accuracy_mean"], sparsity=rows[-1]["sparsity_mean"])
-    progress.advance(count, evaluated=done == next_evaluation)
-  progress.close()
-
-  save_parameters(workdir / "meta_model.npz", algorithm.deploy(state.server), threshold=threshold)
-  layers = network.layers(dataset.images.shape[1:])
-  dense_macs, dense_parameters = mg.dense_cost(layers)
-  result = {
-      "name": config.name, "algorithm": config.algorithm, "gated": config.gated, "seed": config.seed,
-      "rounds": config.rounds,
-      "accuracy": reporting.summary(after.accuracy),
-      "accuracy_before_adaptation": reporting.summary(before.accuracy),
-      "sparsity": reporting.summary(after.sparsity) if config.gated else None,
-      "sparsity_before_adaptation": reporting.summary(before.sparsity) if config.gated else None,
-      "macs": {"dense": dense_macs, "gated": float(after.macs.mean()) if config.gated else None},
-      "parameters": {"dense": dense_parameters, "gated": float(after.parameters.mean()) if config.gated else None},
-      "gate_threshold": float(threshold) if config.gated else None,
-      "round_ms": float(np.median(round_ms)),
-      "seconds": {**clock.seconds, "total": time.perf_counter() - start},
-      "versions": {"python": platform.python_version(), "jax": jax.__version__, "backend": jax.default_backend(),
-                   "metagater_jax": importlib.metadata.version("metagater_jax")},
-  }
-  reporting.write_json(workdir / "result.json", result)
-  labels = np.asarray(dataset.labels)
-  reporting.plot_accuracy(workdir / "accuracy.png", rows, f"{config.name}: mean ± spread over {len(targets)} target tasks")
-  reporting.plot_tasks(workdir / "tasks.png", result, [
-      {"task": int(t), "labels": np.unique(labels[partition.train[t]]).tolist(), "train_samples": len(partition.train[t])}
-      for t in target_tasks])
-  if not quiet:
-    print(reporting.result_table(result))
-    print(f"figures: {workdir / 'accuracy.png'}, {workdir / 'tasks.png'}; everything else is in {workdir}")
+  result = run_seeds(config, {config.seed: workdir}, dataset, quiet)[config.seed]
+  if isinstance(result, DivergedError):
+    raise result
   return result
+
+
+def run_seeds(config: ConfigDict, workdirs: Mapping[int, str | Path], dataset: Dataset | None = None, quiet: bool = False
+              ) -> dict[int, "dict[str, Any] | DivergedError"]:
+  """`run` for several seeds of one config, with one compilation for all of them.
+
+  The data is loaded once, and the seeds' tasks are padded to one shape. With `config.seed_axis` "vmap" the seeds are a
+  leading axis of every array and advance together, which is faster where a round is too small to fill the machine; with
+  "loop" they run one after the other.
+
+  Args:
+    config: its `seed` is replaced.
+    workdirs: a new folder for each seed.
+    dataset, quiet: as in `run`.
+
+  Returns:
+    By seed, what `result.json` holds, or the error of a seed that diverged (which the others outlive).
+
+  Raises:
+    ConfigError: before any long work.
+  """
+  start = time.perf_counter()
+  seeds = list(workdirs)
+  workdirs = {seed: Path(workdir) for seed, workdir in workdirs.items()}
+  config = check_config(_with_seed(config, seeds[0]))
+  for workdir in workdirs.values():
+    _check_workdir(workdir)
+  clock = _Clock("load", "compile", "train", "evaluate")
+  with clock("load"):
+    dataset = load(config, dataset)
+    tasks = {seed: make_tasks(_with_seed(config, seed), dataset) for seed in seeds}
+    populations = dict(zip(seeds, mg.make_populations(
+        dataset.images, np.asarray(dataset.labels), [tasks[seed].partition for seed in seeds],
+        (config.pixel_mean, config.pixel_std))))
+  experiment = _Experiment(config, dataset, clock)
+  together = config.seed_axis == "vmap" and len(seeds) > 1
+  results = {}
+  for group in ([seeds] if together else [[seed] for seed in seeds]):
+    members = [_Member(_with_seed(config, seed), workdirs[seed], tasks[seed], populations[seed]) for seed in group]
+    for member in members:
+      member.open(dataset)
+    results |= experiment.run(members, quiet, start)
+    start = time.perf_counter()
+    clock.reset()  # what the next seed finds loaded and compiled costs it nothing
+  return results
+
+
+class Tasks(NamedTuple):
+  """How the data of a config is distributed: the partition, and which of its tasks are for what (sorted numbers)."""
+
+  partition: mg.Partition
+  training: np.ndarray
+  validation: np.ndarray
+  target: np.ndarray
+
+  def calibration(self, count: int) -> np.ndarray:
+    """At most `count` tasks that set what targets need beside the meta-model: not trained on, where there are such."""
+    return (self.validation if len(self.validation) else self.training)[:count]
+
+
+class _Member(NamedTuple):
+  """One seed of an experiment."""
+
+  config: ConfigDict
+  workdir: Path
+  tasks: Tasks
+  population: mg.Population
+
+  def open(self, dataset):
+    self.workdir.mkdir(parents=True, exist_ok=True)
+    reporting.write_json(self.workdir / "config.json", json.loads(self.config.to_json_best_effort()))
+    reporting.write_json(self.workdir / "partition.json", {
+        "dataset": dataset.name, "samples": len(dataset.labels), "training_tasks": self.tasks.training.tolist(),
+        "validation_tasks": self.tasks.validation.tolist(), "target_tasks": self.tasks.target.tolist(),
+        "tasks": self.tasks.partition.to_json()})
+
+
+class _Experiment:
+  """The compiled functions of a config, which all its seeds share."""
+
+  def __init__(self, config, dataset, clock):
+    self.config, self.dataset, self.clock = config, dataset, clock
+    self.network = registry.make_network(config, dataset.classes)
+    self.algorithm = registry.make_algorithm(config, self.network)
+    self.image_shape = dataset.images.shape[1:]
+    self.layers = self.network.layers(self.image_shape)
+    train = partial(mg.run_rounds, self.algorithm, cohort=config.cohort, batch_size=config.batch_size,
+                    task_axis=config.task_axis)
+    self._train = _Compiled(clock, "train", train, donate_argnums=0)
+    self._evaluate = _Compiled(clock, "evaluate", partial(_evaluate, self.algorithm, self.network, config))
+    axes = _STACKED_POPULATION
+    self._train_together = _Compiled(clock, "train", lambda *arguments, **static: jax.vmap(
+        partial(train, **static), in_axes=(0, axes, 0))(*arguments), donate_argnums=0)
+    self._evaluate_together = _Compiled(clock, "evaluate", jax.vmap(
+        partial(_evaluate, self.algorithm, self.network, config), in_axes=(0, axes, 0, 0)))
+    self._adapt = _Compiled(clock, "evaluate", lambda params, population, task, calibration: self.algorithm.adapt(
+        params, population.train(task), calibration))
+
+  def run(self, members, quiet, start):
+    """Trains and evaluates the seeds of `members`, together if there are several; results or errors by seed."""
+    config, clock, several = self.config, self.clock, len(members) > 1
+    states = [mg.federated_init(self.algorithm, self.network.init(init_key, self.image_shape), run_key)
+              for init_key, run_key in (jax.random.split(jax.random.key(m.config.seed)) for m in members)]
+    training, calibration, targets = (jnp.asarray(np.stack(part)) for part in zip(*(
+        (m.tasks.training, m.tasks.calibration(config.calibration_tasks), m.tasks.target) for m in members)))
+    if several:
+      state, population = jax.tree.map(lambda *x: jnp.stack(x), *states), _stack([m.population for m in members])
+      train, evaluate = self._train_together, self._evaluate_together
+    else:
+      state, population = states[0], members[0].population
+      training, calibration, targets = training[0], calibration[0], targets[0]
+      train, evaluate = self._train, self._evaluate
+    by_seed = (lambda x: x) if several else (lambda x: jax.tree.map(lambda leaf: np.asarray(leaf)[None], x))
+
+    writers = [reporting.MetricsWriter(m.workdir) for m in members]
+    rows, errors, round_ms, done = [[] for _ in members], {}, [], 0
+    progress = _Progress(config.rounds, quiet)
+    while done < config.rounds and len(errors) < len(members):
+      next_evaluation = min(config.rounds, (done // config.eval_every + 1) * config.eval_every)
+      count = min(config.rounds_per_dispatch, next_evaluation - done)
+      state, metrics = train(state, population, training, rounds=count)
+      round_ms += [1000 * train.seconds / count / len(members)] * count
+      done += count
+      losses = by_seed(jax.device_get(metrics))["loss"].mean(-1)
+      for i, member in enumerate(members):
+        if not np.isfinite(losses[i]) and i not in errors:
+          errors[i] = _diverged(config, member, losses[i], done)
+      progress.show(loss=np.mean(losses))
+      if done == next_evaluation and len(errors) < len(members):
+        threshold, before, after = by_seed(jax.device_get(evaluate(state.server, population, calibration, targets)))
+        for i, writer in enumerate(writers):
+          if i not in errors:
+            rows[i].append(_row(done, float(losses[i]), *jax.tree.map(lambda x, i=i: x[i], (before, after)), config.gated))
+            writer.write(rows[i][-1])
+        shown = [row[-1] for i, row in enumerate(rows) if i not in errors]
+        progress.show(accuracy=np.mean([row["accuracy_mean"] for row in shown]),
+                      sparsity=np.mean([row["sparsity_mean"] for row in shown]) if config.gated else None)
+      progress.advance(count, evaluated=done == next_evaluation)
+    progress.close()
+
+    results = {}
+    for i, member in enumerate(members):
+      seed = member.config.seed
+      if i in errors:
+        results[seed] = errors[i]
+        continue
+      one = lambda tree, i=i: jax.tree.map(lambda x: x[i] if several else x, tree)
+      params = self.algorithm.deploy(one(state.server))
+      learning = self._learning_seconds(params, member, jnp.asarray(threshold[i]))
+      seconds = {name: value / len(members) for name, value in clock.seconds.items()}
+      seconds["total"] = (time.perf_counter() - start) / len(members)
+      results[seed] = self._finish(member, params, threshold[i], *jax.tree.map(lambda x, i=i: x[i], (before, after)), rows[i],
+                                   {"round_ms": float(np.median(round_ms)), "learning_seconds": learning,
+                                    "seconds": seconds, "seeds_together": len(members)}, quiet)
+    return results
+
+  def _learning_seconds(self, params, member, threshold):
+    """Median time of both stages of the adaptation for one target task, compiled, over a few of them."""
+    seconds = []
+    for task in member.tasks.target[:5]:
+      self._adapt(params, member.population, jnp.asarray(task), threshold)
+      seconds.append(self._adapt.seconds)
+    return float(np.median(seconds))
+
+  def _finish(self, member, params, threshold, before, after, rows, times, quiet):
+    config, workdir = member.config, member.workdir
+    save_parameters(workdir / "meta_model.npz", params, threshold=threshold)
+    dense_macs, dense_parameters = mg.dense_cost(self.layers)
+    result = {
+        "name": config.name, "algorithm": config.algorithm, "gated": config.gated, "seed": config.seed,
+        "rounds": config.rounds, "local_steps": config.local_steps,
+        "accuracy": reporting.summary(after.accuracy),
+        "accuracy_before_adaptation": reporting.summary(before.accuracy),
+        "sparsity": reporting.summary(after.sparsity) if config.gated else None,
+        "sparsity_before_adaptation": reporting.summary(before.sparsity) if config.gated else None,
+        "on_rate": {layer: np.round(rate, 3).tolist() for layer, rate in after.on_rate.items()},
+        "macs": {"dense": dense_macs, "gated": float(after.macs.mean()) if config.gated else None},
+        "parameters": {"dense": dense_parameters, "gated": float(after.parameters.mean()) if config.gated else None},
+        "gate_threshold": float(threshold) if config.gated else None,
+        **times,
+        "versions": {"python": platform.python_version(), "jax": jax.__version__, "backend": jax.default_backend(),
+                     "metagater_jax": importlib.metadata.version("metagater_jax")},
+    }
+    labels, targets, partition = np.asarray(self.dataset.labels), member.tasks.target, member.tasks.partition
+    reporting.plot_accuracy(workdir / "accuracy.png", rows,
+                            f"{config.name}: mean ± spread over {len(targets)} target tasks")
+    reporting.plot_tasks(workdir / "tasks.png", result, [
+        {"task": int(t), "labels": np.unique(labels[partition.train[t]]).tolist(), "train_samples": len(partition.train[t])}
+        for t in targets])
+    reporting.write_json(workdir / "result.json", result)  # last: a folder that has it is a finished run
+    if not quiet:
+      print(reporting.result_table(result))
+      print(f"figures: {workdir / 'accuracy.png'}, {workdir / 'tasks.png'}; everything else is in {workdir}")
+    return result
+
+
+def _diverged(config, member, loss, done):
+  lower = ", ".join(f"{field} (now {config[field]:g})" for field in ("beta", "local_lr", "server_lr") if config[field])
+  return DivergedError(f"the loss is {loss} after round {done}: meta-training diverged. Lower {lower}"
+                       f"{', or set gamma=plain' if config.algorithm == 'metagater' else ''}. What was computed until then "
+                       f"is in {member.workdir}.")
+
+
+# Axes of a population in which the seeds' tasks are stacked and their pool of images is shared.
+_STACKED_POPULATION = mg.Population(None, None, 0, 0, 0, 0, None)
+
+
+def _stack(populations):
+  indexed = [(p.train_index, p.train_count, p.test_index, p.test_count) for p in populations]
+  return populations[0]._replace(**dict(zip(("train_index", "train_count", "test_index", "test_count"),
+                                            map(jnp.stack, zip(*indexed)))))
+
+
+def _with_seed(config, seed):
+  config = ConfigDict(config)
+  config.seed = seed
+  return config
 
 
 class DivergedError(ArithmeticError):
@@ -155,29 +298,38 @@ def load_parameters(path: str | Path) -> tuple[Any, dict[str, np.ndarray]]:
   return params, scalars
 
 
-def make_tasks(config: ConfigDict, dataset: Dataset | None = None
-               ) -> tuple[Dataset, mg.Partition, np.ndarray, np.ndarray]:
-  """The data of a config, how it is distributed, and the numbers of the training and of the target tasks.
+def load(config: ConfigDict, dataset: Dataset | None = None) -> Dataset:
+  """The data set of a config, checked against it.
 
   Raises:
-    ConfigError: a data set that is not there, or that cannot be distributed as the config wants it.
+    ConfigError: a data set that is not there, or does not fit the network.
   """
   try:
     dataset = dataset or load_dataset(config.dataset, config.data_dir)
-    check_dataset(config, dataset)
-    partition = registry.make_partition(config, np.asarray(dataset.labels))
-  except ConfigError:
-    raise
-  except ValueError as error:  # of the data set or the partitioner, whose messages name the config's fields
+  except ValueError as error:
     raise ConfigError(str(error)) from error
-  return dataset, partition, *mg.split_targets(config.tasks, config.target_tasks, config.seed,
-                                               seen=config.target_tasks_seen)
+  check_dataset(config, dataset)
+  return dataset
 
 
-def _evaluate(algorithm, network, config, server, population, training_tasks, targets):
+def make_tasks(config: ConfigDict, dataset: Dataset) -> Tasks:
+  """How the data of a config is distributed over tasks, and what each task is for.
+
+  Raises:
+    ConfigError: data that cannot be distributed as the config wants it.
+  """
+  try:
+    partition = registry.make_partition(config, np.asarray(dataset.labels))
+  except ValueError as error:  # of the partitioner, whose messages name the config's fields
+    raise ConfigError(str(error)) from error
+  return Tasks(partition, *mg.split_tasks(config.tasks, config.target_tasks, config.seed, seen=config.target_tasks_seen,
+                                          validation=config.validation_tasks))
+
+
+def _evaluate(algorithm, network, config, server, population, calibration_tasks, targets):
   """Calibration, and metrics of the target tasks before and after adaptation."""
   params = algorithm.deploy(server)
-  calibration = algorithm.calibrate(params, population, training_tasks[:config.calibration_tasks])
+  calibration = algorithm.calibrate(params, population, calibration_tasks)
   before, after = mg.evaluate_targets(network, lambda params, data: algorithm.adapt(params, data, calibration), params,
                                       population, targets, chunk=config.chunk, task_axis=config.task_axis)
   return calibration, before, after
@@ -208,7 +360,11 @@ class _Clock:
   """Seconds by phase."""
 
   def __init__(self, *phases):
-    self.seconds = dict.fromkeys(phases, 0.0)
+    self._phases = phases
+    self.reset()
+
+  def reset(self):
+    self.seconds = dict.fromkeys(self._phases, 0.0)
 
   @contextmanager
   def __call__(self, phase):

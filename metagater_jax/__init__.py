@@ -7,13 +7,21 @@ Pure functions of pytrees; everything works under jit, vmap and grad. Data sets 
 from metagater_jax.accelerated_proximal import (
     AcceleratedProximalState, accelerated_proximal, accelerated_proximal_eval_params)
 from metagater_jax.accounting import dense_cost, gate_cost, gated_macs, gated_parameters
-from metagater_jax.adaptation import adapt_backbone, adapt_gate, calibrate_threshold, two_stage_adaptation
+from metagater_jax.adaptation import (
+    adapt_backbone, adapt_gate, calibrate_threshold, fine_tune, two_stage_adaptation)
+from metagater_jax.algorithms.averaging import averaging
+from metagater_jax.algorithms.fedavg import fedavg
+from metagater_jax.algorithms.fedprox import fedprox
 from metagater_jax.algorithms.metagater import default_beta, metagater
+from metagater_jax.algorithms.metasnip import metasnip
+from metagater_jax.algorithms.per_fedavg import META_GRADIENTS, per_fedavg
+from metagater_jax.algorithms.pfedme import pfedme
+from metagater_jax.algorithms.reptile import reptile
 from metagater_jax.convolution import average_pool, conv_as_matmul, max_pool
 from metagater_jax.data.partition import (
-    Partition, draw_sizes, partition_by_dirichlet, partition_by_label, split_targets)
+    Partition, draw_sizes, partition_by_dirichlet, partition_by_label, split_tasks)
 from metagater_jax.data.population import (
-    Batch, Population, TaskData, make_population, make_task, sample_batch, sample_positions, to_float)
+    Batch, Population, TaskData, make_population, make_populations, make_task, sample_batch, sample_positions, to_float)
 from metagater_jax.evaluation import TaskMetrics, evaluate_targets, evaluate_task, mean_over_task
 from metagater_jax.federated import (
     Algorithm, ClientUpdate, FederatedState, federated_init, federated_round, map_tasks, run_rounds, sample_cohort)
@@ -23,3 +31,5 @@ from metagater_jax.models import MLP, ConvNet4, ConvNet7, ConvUnit
 from metagater_jax.network import GatedNetwork, Layer, network_layers
 from metagater_jax.penalties import (
     Penalty, block_soft_threshold, group_lasso, group_norms, l1, no_penalty, on_part, soft_threshold)
+from metagater_jax.pruning import (
+    SCORES, apply_mask, connection_saliency, is_kernel, magnitude_score, make_mask, mask_sparsity, random_score, snip_score)

@@ -14,7 +14,7 @@ from metagater_jax.local import Loss, full_batch_gradient
 from metagater_jax.network import GatedNetwork
 from metagater_jax.penalties import group_lasso, group_norms
 
-__all__ = ["adapt_backbone", "adapt_gate", "calibrate_threshold", "two_stage_adaptation"]
+__all__ = ["adapt_backbone", "adapt_gate", "calibrate_threshold", "fine_tune", "two_stage_adaptation"]
 
 Params = dict[str, Any]
 
@@ -43,14 +43,22 @@ def adapt_gate(loss: Loss, params: Params, data: TaskData, *, lr: float, steps: 
   if not params["gate"]:
     return params
 
-  def gate_loss(gate, batch):
-    return loss({"backbone": params["backbone"], "gate": gate}, batch, None)
+  def gate_loss(gate, batch, key):
+    return loss({"backbone": params["backbone"], "gate": gate}, batch, key)
 
-  gate = params["gate"]
-  for _ in range(steps):
-    _, gradient = full_batch_gradient(gate_loss, gate, data, chunk)
-    gate = jax.tree.map(lambda w, g: w - lr * g, gate, gradient)
+  gate = fine_tune(gate_loss, params["gate"], data, lr=lr, steps=steps, chunk=chunk)
   return {**params, "gate": _group_lasso.prox(gate, threshold)}
+
+
+def fine_tune(loss: Loss, params: Any, data: TaskData, *, lr: float, steps: int = 1, chunk: int = 64) -> Any:
+  """w_i = w − η ∇L_i(w) on all of a task's train data, repeated: how the baselines adapt. `params` may be any pytree.
+
+  Other arguments as in `adapt_gate`.
+  """
+  for _ in range(steps):
+    _, gradient = full_batch_gradient(lambda w, batch: loss(w, batch, None), params, data, chunk)
+    params = jax.tree.map(lambda w, g: w - lr * g, params, gradient)
+  return params
 
 
 def adapt_backbone(loss: Loss, params: Params, data: TaskData, *, lr: float, steps: int = 1, chunk: int = 64) -> Params:
@@ -59,14 +67,10 @@ def adapt_backbone(loss: Loss, params: Params, data: TaskData, *, lr: float, ste
   Only filters that the gate switches on get a gradient: a channel that is off for all of the task's samples keeps its
   weights to the bit. Arguments as in `adapt_gate`.
   """
-  def backbone_loss(backbone, batch):
-    return loss({"backbone": backbone, "gate": params["gate"]}, batch, None)
+  def backbone_loss(backbone, batch, key):
+    return loss({"backbone": backbone, "gate": params["gate"]}, batch, key)
 
-  backbone = params["backbone"]
-  for _ in range(steps):
-    _, gradient = full_batch_gradient(backbone_loss, backbone, data, chunk)
-    backbone = jax.tree.map(lambda w, g: w - lr * g, backbone, gradient)
-  return {**params, "backbone": backbone}
+  return {**params, "backbone": fine_tune(backbone_loss, params["backbone"], data, lr=lr, steps=steps, chunk=chunk)}
 
 
 def two_stage_adaptation(loss: Loss, params: Params, data: TaskData, *, gate_lr: float, backbone_lr: float, steps: int = 1,

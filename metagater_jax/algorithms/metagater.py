@@ -8,6 +8,7 @@ import optax
 
 from metagater_jax.accelerated_proximal import accelerated_proximal, accelerated_proximal_eval_params
 from metagater_jax.adaptation import adapt_gate, calibrate_threshold, two_stage_adaptation
+from metagater_jax.checks import check_positive
 from metagater_jax.federated import Algorithm, ClientUpdate
 from metagater_jax.local import Loss, local_solve
 from metagater_jax.network import GatedNetwork
@@ -75,9 +76,7 @@ def metagater(
   Returns:
     An `Algorithm`; its meta-model is `ag`.
   """
-  for name, rate in (("local_lr", local_lr), ("prox_weight", prox_weight), ("local_steps", local_steps)):
-    if not rate > 0:
-      raise ValueError(f"metagater: {name} must be positive, got {rate}.")
+  check_positive(local_lr=local_lr, prox_weight=prox_weight, local_steps=local_steps)
   if target_sparsity is not None and (network is None or not 0 <= target_sparsity < 1):
     raise ValueError("metagater: target_sparsity must lie in [0, 1) and needs the network, got "
                      f"target_sparsity={target_sparsity}, network={network}.")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["Partition", "draw_sizes", "partition_by_dirichlet", "partition_by_label", "split_targets"]
+__all__ = ["Partition", "draw_sizes", "partition_by_dirichlet", "partition_by_label", "split_tasks"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,20 +176,25 @@ def partition_by_dirichlet(labels: np.ndarray, *, tasks: int, concentration: flo
   return _assemble(rng, parts)
 
 
-def split_targets(tasks: int, targets: int, seed: int, *, seen: bool = False) -> tuple[np.ndarray, np.ndarray]:
-  """Which tasks meta-training uses and which are targets, as two sorted arrays.
+def split_tasks(tasks: int, targets: int, seed: int, *, validation: int = 0, seen: bool = False
+                ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Which tasks meta-training uses, which are for choosing settings, and which are targets, as three sorted arrays.
 
   Args:
     tasks, targets: how many in all, and how many are targets, drawn at random.
-    seed: the choice is a function of it.
+    seed: the choice is a function of it. The targets do not depend on `validation`.
+    validation: how many of the others are kept out of meta-training.
     seen: let the target tasks take part in meta-training (by default they are held out).
+
+  Raises:
+    ValueError: if none is left for meta-training.
   """
-  if not 1 <= targets <= tasks or (targets == tasks and not seen):
-    raise ValueError(f"target_tasks is {targets}, but there are {tasks} tasks"
-                     + ("." if seen else ", of which at least one must be left for meta-training."))
+  if not 1 <= targets <= tasks or validation < 0 or tasks - validation - (0 if seen else targets) < 1:
+    raise ValueError(f"target_tasks is {targets} and validation_tasks {validation}, but there are {tasks} tasks, of which "
+                     "at least one must be left for meta-training.")
   order = np.random.default_rng([seed, 1]).permutation(tasks)
-  target = np.sort(order[:targets])
-  return (np.arange(tasks) if seen else np.sort(order[targets:])), target
+  target, held_out, rest = np.split(order, [targets, targets + validation])
+  return np.sort(np.concatenate([rest, target]) if seen else rest), np.sort(held_out), np.sort(target)
 
 
 def _shuffled_by_class(rng, labels):

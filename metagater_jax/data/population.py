@@ -4,6 +4,7 @@ A sample is stored once however unequal the tasks are; a batch is gathered by in
 populations of many thousand tasks are other indices into the same kind of pool.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from metagater_jax.data.partition import Partition
 
-__all__ = ["Batch", "Population", "TaskData", "make_population", "make_task", "sample_batch", "sample_positions", "to_float"]
+__all__ = ["Batch", "Population", "TaskData", "make_population", "make_populations", "make_task", "sample_batch", "sample_positions", "to_float"]
 
 
 class Batch(NamedTuple):
@@ -95,18 +96,29 @@ def make_population(images: np.ndarray, labels: np.ndarray, partition: Partition
   Raises:
     ValueError: lengths that differ, a standard deviation that is not positive, or a partition of another data set.
   """
+  return make_populations(images, labels, [partition], scale)[0]
+
+
+def make_populations(images: np.ndarray, labels: np.ndarray, partitions: Sequence[Partition],
+                     scale: tuple[float, float] = _SCALE) -> list[Population]:
+  """Several populations of one data set that share the pool and have the same shapes, so that one program serves all.
+
+  Arguments and errors as in `make_population`.
+  """
   if len(images) != len(labels):
     raise ValueError(f"there are {len(images)} images but {len(labels)} labels.")
   if not scale[1] > 0:
     raise ValueError(f"the standard deviation of pixels must be positive, got {scale[1]}.")
-  samples = np.unique(np.concatenate([*partition.train, *partition.test]))
+  samples = np.unique(np.concatenate([part for p in partitions for part in (*p.train, *p.test)]))
   if samples[-1] >= len(labels):
     raise ValueError(f"the partition names sample {samples[-1]}, but the data set has {len(labels)}; it belongs to another "
                      "one.")
-  train_index, train_count = _pad([np.searchsorted(samples, part) for part in partition.train])
-  test_index, test_count = _pad([np.searchsorted(samples, part) for part in partition.test])
-  return Population(*map(jnp.asarray, (images[samples], np.asarray(labels)[samples].astype(np.int32), train_index,
-                                       train_count, test_index, test_count, np.array(scale, np.float32))))
+  pool, pool_labels = jnp.asarray(images[samples]), jnp.asarray(np.asarray(labels)[samples].astype(np.int32))
+  scale = jnp.asarray(np.array(scale, np.float32))
+  longest = [max(len(part) for p in partitions for part in getattr(p, name)) for name in ("train", "test")]
+  padded = [[_pad([np.searchsorted(samples, part) for part in parts], length)
+             for parts, length in zip((p.train, p.test), longest)] for p in partitions]
+  return [Population(pool, pool_labels, *map(jnp.asarray, (*train, *test)), scale) for train, test in padded]
 
 
 def make_task(images: np.ndarray, labels: np.ndarray, scale: tuple[float, float] = _SCALE) -> TaskData:
@@ -142,9 +154,9 @@ def sample_positions(key: jax.Array, count: jax.Array, size: int) -> jax.Array:
   return jax.lax.fori_loop(0, size, exchange, (zeros, zeros), unroll=min(size, 32))[0]
 
 
-def _pad(parts):
+def _pad(parts, length):
   counts = np.array([len(part) for part in parts], np.int32)
-  index = np.zeros((len(parts), counts.max()), np.int32)
+  index = np.zeros((len(parts), length), np.int32)
   for row, part in zip(index, parts):
     row[:len(part)] = part
   return index, counts

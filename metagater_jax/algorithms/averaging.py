@@ -1,0 +1,36 @@
+"""What FedAvg, FedProx, Per-FedAvg, pFedMe and Reptile share: the server moves by the nodes' mean change."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from metagater_jax.adaptation import fine_tune
+from metagater_jax.checks import check_positive
+from metagater_jax.federated import Algorithm, ClientUpdate
+from metagater_jax.local import Loss
+
+__all__ = ["averaging"]
+
+
+def averaging(loss: Loss, client_update: Callable[..., ClientUpdate], *, server_lr: float, adapt_lr: float, adapt_steps: int,
+              chunk: int) -> Algorithm:
+  """w ← w + ε mean_i (w_i − w) over the cohort; a target task starts from w with gradient descent (`fine_tune`).
+
+  Args:
+    loss: L_i, for the adaptation.
+    client_update: `(w, draw, key) -> ClientUpdate` whose delta is w_i − w.
+    server_lr: ε; 1 puts the average of the nodes' models in the place of w.
+    adapt_lr, adapt_steps, chunk: of the adaptation, see `fine_tune`.
+  """
+  check_positive(server_lr=server_lr, adapt_lr=adapt_lr, adapt_steps=adapt_steps)
+
+  def server_update(w, mean_delta):
+    return jax.tree.map(lambda w, d: w + server_lr * d, w, mean_delta)
+
+  def adapt(w, data, calibration=None):
+    del calibration  # these methods need nothing but the model
+    return fine_tune(loss, w, data, lr=adapt_lr, steps=adapt_steps, chunk=chunk)
+
+  return Algorithm(init=lambda w: w, broadcast=lambda w: w, client_update=client_update, server_update=server_update,
+                   deploy=lambda w: w, calibrate=lambda params, population, tasks: jnp.zeros(()), adapt=adapt)

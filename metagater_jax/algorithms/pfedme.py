@@ -1,0 +1,47 @@
+"""pFedMe (Dinh et al. 2020): Moreau envelopes without acceleration, with its own loop of local rounds."""
+
+import jax
+import optax
+
+from metagater_jax.algorithms.averaging import averaging
+from metagater_jax.checks import check_positive
+from metagater_jax.federated import Algorithm, ClientUpdate
+from metagater_jax.local import Loss, local_solve
+
+__all__ = ["pfedme"]
+
+
+def pfedme(loss: Loss, *, local_lr: float, personal_lr: float, prox_weight: float = 15.0, local_steps: int = 1,
+           inner_steps: int = 5, server_lr: float = 1.0, adapt_lr: float = 0.1, adapt_steps: int = 1, chunk: int = 64
+           ) -> Algorithm:
+  """R local rounds, each on a fresh minibatch B:  θ ≈ argmin_v L_i(v; B) + (λ/2)‖v − w_i‖²,  w_i ← w_i − η λ (w_i − θ).
+
+  Then w ← (1 − β) w + β mean_i w_i. "Personalized Federated Learning with Moreau Envelopes", NeurIPS 2020, Algorithm 1; θ is
+  found by K gradient steps from w_i on the round's one minibatch. At a target task the personalized model starts from w,
+  where the pull has no gradient: with one step it is the gradient step of the other methods.
+
+  Args:
+    loss: L_i on a minibatch, `(params, batch, key) -> scalar`.
+    local_lr, local_steps: η and R.
+    personal_lr, inner_steps: rate and number K of the gradient steps for θ.
+    prox_weight: λ.
+    server_lr: β.
+    adapt_lr, adapt_steps: of the gradient descent at a target task, on all of its train data.
+    chunk: samples at a time in the adaptation.
+  """
+  check_positive(local_lr=local_lr, local_steps=local_steps, personal_lr=personal_lr, inner_steps=inner_steps,
+                 prox_weight=prox_weight)
+  sgd = optax.sgd(personal_lr)
+
+  def client_update(w, draw, key):
+    def local_round(w_i, key):
+      batch_key, solve_key = jax.random.split(key)
+      batch = draw(batch_key)
+      theta, value = local_solve(loss, w_i, lambda _: batch, solve_key, prox_weight=prox_weight, steps=inner_steps,
+                                 optimizer=sgd)
+      return jax.tree.map(lambda w, theta: w - local_lr * prox_weight * (w - theta), w_i, theta), value
+
+    w_i, values = jax.lax.scan(local_round, w, jax.random.split(key, local_steps))
+    return ClientUpdate(jax.tree.map(lambda a, b: a - b, w_i, w), {"loss": values.mean()})
+
+  return averaging(loss, client_update, server_lr=server_lr, adapt_lr=adapt_lr, adapt_steps=adapt_steps, chunk=chunk)

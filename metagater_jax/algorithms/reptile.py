@@ -1,0 +1,35 @@
+"""Reptile (Nichol et al. 2018): move a part of the way to where local training leads."""
+
+import jax
+import optax
+
+from metagater_jax.algorithms.averaging import averaging
+from metagater_jax.checks import check_positive
+from metagater_jax.federated import Algorithm, ClientUpdate
+from metagater_jax.local import Loss, local_solve
+
+__all__ = ["reptile"]
+
+
+def reptile(loss: Loss, *, local_lr: float, server_lr: float = 0.5, local_steps: int = 5, adapt_lr: float = 0.1,
+            adapt_steps: int = 1, chunk: int = 64) -> Algorithm:
+  """w_i = w after K steps of gradient descent on task i;  w ← w + ε mean_i (w_i − w).
+
+  "On First-Order Meta-Learning Algorithms", arXiv 1803.02999, in its batched form. What makes it meta-learning is K > 1:
+  with K = 1 it is FedAvg at the rate ε η.
+
+  Args:
+    loss: L_i on a minibatch, `(params, batch, key) -> scalar`.
+    local_lr, local_steps: η and K.
+    server_lr: ε.
+    adapt_lr, adapt_steps: of the gradient descent at a target task, on all of its train data.
+    chunk: samples at a time in the adaptation.
+  """
+  check_positive(local_lr=local_lr, local_steps=local_steps)
+  sgd = optax.sgd(local_lr)
+
+  def client_update(w, draw, key):
+    w_i, value = local_solve(loss, w, draw, key, prox_weight=0.0, steps=local_steps, optimizer=sgd)
+    return ClientUpdate(jax.tree.map(lambda a, b: a - b, w_i, w), {"loss": value})
+
+  return averaging(loss, client_update, server_lr=server_lr, adapt_lr=adapt_lr, adapt_steps=adapt_steps, chunk=chunk)

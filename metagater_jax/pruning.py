@@ -1,0 +1,150 @@
+"""Pruning by scores: how important each weight is, and masks that keep the most important ones.
+
+A score is a pytree like the parameters, with one non-negative number per weight; a score function is
+`(params, loss, batch, key) -> score`. What a mask may remove is the mask maker's argument, not the score's. Nothing in here
+knows of networks: parameters are any pytree, and a leaf's output channels are its last axis, as in flax.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metagater_jax.local import Loss
+
+__all__ = ["SCORES", "apply_mask", "connection_saliency", "is_kernel", "magnitude_score", "make_mask", "mask_sparsity",
+           "random_score", "snip_score"]
+
+Params = Any
+
+
+def magnitude_score(params: Params, loss: Loss | None = None, batch: Any = None, key: jax.Array | None = None) -> Params:
+  """|w|. Needs neither loss nor data."""
+  del loss, batch, key
+  return jax.tree.map(jnp.abs, params)
+
+
+def random_score(params: Params, loss: Loss | None = None, batch: Any = None, key: jax.Array | None = None) -> Params:
+  """Uniform numbers in [0, 1): the control that every other score must beat. Needs a key."""
+  del loss, batch
+  if key is None:
+    raise ValueError("random_score needs a key.")
+  leaves, structure = jax.tree.flatten(params)
+  keys = jax.random.split(key, len(leaves))
+  return jax.tree.unflatten(structure, [jax.random.uniform(k, jnp.shape(w)) for k, w in zip(keys, leaves)])
+
+
+def connection_saliency(params: Params, gradient: Params) -> Params:
+  """|∂L/∂c| at c = 1 of a mask c that multiplies the weights: |g ⊙ w| (Lee et al. 2018)."""
+  return jax.tree.map(lambda w, g: jnp.abs(w * g), params, gradient)
+
+
+def snip_score(params: Params, loss: Loss, batch: Any, key: jax.Array | None = None) -> Params:
+  """Connection sensitivity of SNIP (Lee et al. 2019, "SNIP: Single-shot Network Pruning based on Connection Sensitivity").
+
+  |∂L(c ⊙ w)/∂c| at c = 1, to first order the change of the loss when a weight is removed. The paper divides by the sum,
+  which changes no order.
+
+  Args:
+    params: w, where the loss is differentiated.
+    loss: `(params, batch, key) -> scalar`.
+    batch: the data.
+    key: for randomness in the loss; None for the deterministic model.
+  """
+  return connection_saliency(params, jax.grad(loss)(params, batch, key))
+
+
+SCORES = {"magnitude": magnitude_score, "random": random_score, "snip": snip_score}
+
+
+def is_kernel(path: str, leaf: jax.Array) -> bool:
+  """What is pruned by default: every leaf with two axes or more. Biases and scales are few, and stay."""
+  del path
+  return jnp.ndim(leaf) > 1
+
+
+def make_mask(score: Params, sparsity: float | jax.Array, *, scope: str = "global", granularity: str = "weight",
+              prunable: Callable[[str, jax.Array], bool] = is_kernel) -> Params:
+  """A mask (0 or 1, in each leaf's shape) that keeps the weights of the highest score.
+
+  Of n candidates it removes round(sparsity · n), exactly; among equal scores those that come later in the tree go. Works
+  under `jit` and `vmap`, also with a traced sparsity.
+
+  Args:
+    score: non-negative numbers, a pytree like the parameters.
+    sparsity: fraction of the candidates to remove, in [0, 1).
+    scope: "global": the candidates are ranked together; "layer": each leaf by itself.
+    granularity: "weight": single weights; "channel": output channels (the last axis) of a leaf by the sum of their
+      weights' scores. A channel that goes takes with it its entry in the other leaves of the same module (its bias), so
+      after a relu it is exactly 0 and can be cut out.
+    prunable: `(path, leaf) -> bool`, which leaves are candidates; path is like "backbone/conv3/kernel". The mask is 1
+      elsewhere.
+
+  Raises:
+    ValueError: a sparsity outside [0, 1), an unknown scope or granularity, or nothing to prune.
+
+  >>> import jax.numpy as jnp
+  >>> score = {"kernel": jnp.array([[0.1, 3.0], [0.2, 1.0]]), "bias": jnp.array([9.0, 9.0])}
+  >>> make_mask(score, 0.5)["kernel"].tolist()
+  [[0.0, 1.0], [0.0, 1.0]]
+  >>> make_mask(score, 0.5, granularity="channel")["bias"].tolist()
+  [0.0, 1.0]
+  """
+  if not isinstance(sparsity, jax.core.Tracer) and not 0 <= sparsity < 1:
+    raise ValueError(f"make_mask: sparsity must lie in [0, 1), got {sparsity}.")
+  for name, value, known in (("scope", scope, ("global", "layer")), ("granularity", granularity, ("weight", "channel"))):
+    if value not in known:
+      raise ValueError(f"make_mask: {name} must be one of {', '.join(known)}, got {value!r}.")
+  flat, structure = jax.tree_util.tree_flatten_with_path(score)
+  paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+  candidates = {path: leaf for path, (_, leaf) in zip(paths, flat) if prunable(path, leaf)}
+  if not candidates:
+    raise ValueError(f"make_mask: none of the leaves is prunable; there are {', '.join(paths)}.")
+  if granularity == "channel":
+    candidates = {path: leaf.reshape(-1, leaf.shape[-1]).sum(0) for path, leaf in candidates.items()}
+  groups = [list(candidates)] if scope == "global" else [[path] for path in candidates]
+  kept = {}
+  for group in groups:
+    kept |= _keep_highest({path: candidates[path] for path in group}, sparsity)
+  if granularity == "weight":
+    masks = [kept.get(path, jnp.ones_like(leaf)) for path, (_, leaf) in zip(paths, flat)]
+  else:
+    by_module = {path.rpartition("/")[0]: mask for path, mask in kept.items()}
+    masks = [jnp.ones_like(leaf) * _channels_of(by_module.get(path.rpartition("/")[0]), leaf)
+             for path, (_, leaf) in zip(paths, flat)]
+  return jax.tree.unflatten(structure, masks)
+
+
+def apply_mask(params: Params, mask: Params) -> Params:
+  """w ⊙ c."""
+  return jax.tree.map(lambda w, c: w * c, params, mask)
+
+
+def mask_sparsity(mask: Params, prunable: Callable[[str, jax.Array], bool] = is_kernel) -> jax.Array:
+  """The fraction of the prunable weights that a mask removes."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(mask)
+  leaves = [leaf for path, leaf in flat if prunable(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)]
+  return 1 - sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves)
+
+
+def _keep_highest(scores: dict[str, jax.Array], sparsity) -> dict[str, jax.Array]:
+  flat = jnp.concatenate([score.ravel() for score in scores.values()])
+  remove = jnp.round(sparsity * flat.size).astype(int)
+  # By rank, not by a threshold, so that ties do not change the number.
+  order = jnp.argsort(-flat, stable=True)
+  kept = jnp.zeros_like(flat).at[order].set((jnp.arange(flat.size) < flat.size - remove).astype(flat.dtype))
+  sizes = [score.size for score in scores.values()]
+  parts: Sequence[jax.Array] = jnp.split(kept, list(_running(sizes))[:-1])
+  return {path: part.reshape(score.shape) for (path, score), part in zip(scores.items(), parts)}
+
+
+def _running(sizes):
+  total = 0
+  for size in sizes:
+    total += size
+    yield total
+
+
+def _channels_of(mask, leaf):
+  return mask if mask is not None and jnp.ndim(leaf) and leaf.shape[-1] == mask.shape[0] else 1.0
