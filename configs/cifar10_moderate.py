@@ -8,7 +8,7 @@ def get_config():
   config.name = config.tuned = "cifar10_moderate"
   config.model = "conv7"
   config.widths = (16, 32, 32, 64, 64, 128)
-  config.rounds = 60
-  config.eval_every = 30
+  config.rounds = 50
+  config.eval_every = 25
   config.gated_layers = ("conv5", "conv6")
   return config

@@ -153,21 +153,22 @@ def check_config(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def settings_of(config: ConfigDict) -> dict[str, Any]:
-  """The settings of a config's algorithm: what was tuned for its protocol, over the algorithm's defaults.
+def settings_of(config: ConfigDict, algorithm: str | None = None) -> dict[str, Any]:
+  """The settings of a config's algorithm (or of another): what was tuned for its protocol, over the defaults.
 
   Tuned settings are those found with the same `local_steps`, or else those of the nearest number of them.
 
   Raises:
     ConfigError: `tuned` names a file that is not there.
   """
-  settings = dict(registry.SETTINGS[config.algorithm])
+  algorithm = algorithm or config.algorithm
+  settings = dict(registry.SETTINGS[algorithm])
   if config.tuned is not None:
     path = TUNED / f"{config.tuned}.json"
     if not path.is_file():
       raise ConfigError(closest("tuned", config.tuned, [p.stem for p in TUNED.glob("*.json")]))
     entries = [entry for entry in json.loads(path.read_text())["methods"]
-               if (entry["algorithm"], entry["gated"]) == (config.algorithm, config.gated)]
+               if (entry["algorithm"], entry["gated"]) == (algorithm, config.gated)]
     if entries:
       settings |= min(entries, key=lambda entry: abs(entry["local_steps"] - config.local_steps))["settings"]
   return settings

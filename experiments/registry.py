@@ -47,6 +47,8 @@ SETTINGS = {
     "fedavg": {"local_lr": 0.1, "adapt_lr": 0.1},
     "fedprox": {"local_lr": 0.1, "prox_weight": 0.1, "adapt_lr": 0.1},
     "metagater": {"local_lr": 0.1, "prox_weight": 15.0, "gamma": "ghadimi_lan", "penalty_weight": 0.005, "adapt_lr": 0.05},
+    "metasnip_channel": {"adapt_lr": 0.05},
+    "metasnip_weight": {"adapt_lr": 0.05},
     "per_fedavg": {"local_lr": 0.1, "adapt_lr": 0.05},  # inner_lr: adapt_lr
     "pfedme": {"local_lr": 0.05, "personal_lr": 0.1, "prox_weight": 15.0, "server_lr": 1.0, "adapt_lr": 0.1},
     "reptile": {"local_lr": 0.1, "server_lr": 0.5, "adapt_lr": 0.1},

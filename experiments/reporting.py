@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["MetricsWriter", "plot_accuracy", "plot_sparsity_curve", "plot_tasks", "result_table", "summary", "write_json"]
+__all__ = ["MetricsWriter", "plot_accuracy", "plot_sparsity_curve", "plot_tasks", "pyplot", "result_table", "summary", "write_json"]
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -67,7 +67,7 @@ def result_table(result: dict[str, Any]) -> str:
 
 def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
   """Accuracy before and after adaptation, and sparsity where there are gates, over rounds."""
-  plt = _pyplot()
+  plt = pyplot()
   figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
   rounds = [row["round"] for row in rows]
   for prefix, label, style in (("accuracy", "accuracy after adaptation", "o-"),
@@ -88,7 +88,7 @@ def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], title: str) -> Non
 
 def plot_tasks(path: Path, result: dict[str, Any], tasks: Sequence[dict[str, Any]]) -> None:
   """Accuracy and sparsity of each target task as bars; `tasks` gives each one's number, labels and train samples."""
-  plt = _pyplot()
+  plt = pyplot()
   order = np.argsort(result["accuracy"]["per_task"])[::-1]
   names = [f"task {tasks[i]['task']}\nlabels {', '.join(map(str, tasks[i]['labels']))}\n{tasks[i]['train_samples']} train"
            for i in order]
@@ -113,7 +113,7 @@ def plot_tasks(path: Path, result: dict[str, Any], tasks: Sequence[dict[str, Any
 
 def plot_sparsity_curve(path: Path, curves: Sequence[Sequence[dict[str, Any]]], title: str) -> None:
   """Accuracy against reached sparsity, mean over runs with their spread, and wanted against reached sparsity."""
-  plt = _pyplot()
+  plt = pyplot()
   values = lambda key: np.array([[point[key]["mean"] for point in curve] for curve in curves])
   sparsity, accuracy = values("sparsity"), values("accuracy")
   spread = np.array([[point["sparsity"]["std"] for point in curve] for curve in curves]).mean(0)
@@ -132,7 +132,7 @@ def plot_sparsity_curve(path: Path, curves: Sequence[Sequence[dict[str, Any]]], 
   plt.close(figure)
 
 
-def _pyplot():
+def pyplot():
   import matplotlib
   matplotlib.use("Agg")  # no display is needed
   import matplotlib.pyplot as plt

@@ -218,11 +218,13 @@ class _Experiment:
 
   def _finish(self, member, params, threshold, before, after, rows, times, quiet):
     config, workdir = member.config, member.workdir
+    targets, partition, labels = member.tasks.target, member.tasks.partition, np.asarray(self.dataset.labels)
+    target_labels = [np.unique(labels[partition.train[task]]).tolist() for task in targets]
     save_parameters(workdir / "meta_model.npz", params, threshold=threshold)
     dense_macs, dense_parameters = mg.dense_cost(self.layers)
     result = {
         "name": config.name, "algorithm": config.algorithm, "gated": config.gated, "seed": config.seed,
-        "rounds": config.rounds, "local_steps": config.local_steps,
+        "rounds": config.rounds, "local_steps": config.local_steps, "target_labels": target_labels,
         "accuracy": reporting.summary(after.accuracy),
         "accuracy_before_adaptation": reporting.summary(before.accuracy),
         "sparsity": reporting.summary(after.sparsity) if config.gated else None,
@@ -235,12 +237,11 @@ class _Experiment:
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "backend": jax.default_backend(),
                      "metagater_jax": importlib.metadata.version("metagater_jax")},
     }
-    labels, targets, partition = np.asarray(self.dataset.labels), member.tasks.target, member.tasks.partition
     reporting.plot_accuracy(workdir / "accuracy.png", rows,
                             f"{config.name}: mean ± spread over {len(targets)} target tasks")
     reporting.plot_tasks(workdir / "tasks.png", result, [
-        {"task": int(t), "labels": np.unique(labels[partition.train[t]]).tolist(), "train_samples": len(partition.train[t])}
-        for t in targets])
+        {"task": int(task), "labels": names, "train_samples": len(partition.train[task])}
+        for task, names in zip(targets, target_labels)])
     reporting.write_json(workdir / "result.json", result)  # last: a folder that has it is a finished run
     if not quiet:
       print(reporting.result_table(result))

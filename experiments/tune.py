@@ -6,8 +6,11 @@ neither trained on nor targets, in populations (seeds) that no table reports. Th
 `configs/tuned/PROTOCOL.json`, with all trials; the configs read it.
 """
 
+import argparse
 import importlib
 import json
+import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,7 +21,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
 from ml_collections import ConfigDict
 from scipy.stats import qmc
 
@@ -28,16 +30,6 @@ from experiments.config import TUNED, ConfigError, check_config, closest
 from experiments.training import load, make_tasks
 
 __all__ = ["ADAPTATION_RATES", "METHODS", "SPACES", "Method", "Tuner", "main", "points", "tune_protocol"]
-
-_PROTOCOLS = flags.DEFINE_list("protocols", ["mnist", "cifar10", "cifar10_moderate", "cifar10_small", "cifar100"],
-                               "Configs to tune, by name.")
-_TRIALS = flags.DEFINE_integer("trials", 8, "Meta-trainings per method and seed.", lower_bound=1)
-_SEEDS = flags.DEFINE_list("seeds", ["100"], "Populations to tune on; none that a table reports.")
-_ROUNDS = flags.DEFINE_integer("rounds", None, "Rounds of each meta-training; default: the config's.", lower_bound=1)
-_STEPS = flags.DEFINE_list("local_steps", ["1"], "Numbers of local steps to tune for.")
-_METHODS = flags.DEFINE_list("methods", None, "Some of the methods; default: all that the protocol's tables have.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data is; default: TFDS's own directory.")
-_OUT = flags.DEFINE_string("out", str(TUNED), "Folder of the results.")
 
 
 class Method(NamedTuple):
@@ -65,7 +57,7 @@ SPACES: dict[str, dict[str, tuple[float, float]]] = {
     "metagater_ungated": _RATE | {"beta": (0.005, 0.05)},
     "metagater": _RATE | {"beta": (0.005, 0.05), "penalty_weight": (0.0005, 0.05)},
 }
-ADAPTATION_RATES = tuple(float(f"{rate:.2g}") for rate in np.geomspace(0.005, 1.28, 17))
+ADAPTATION_RATES = tuple(float(f"{rate:.2g}") for rate in np.geomspace(0.005, 1.28, 9))
 
 
 def points(space: Mapping[str, tuple[float, float]], count: int, seed: int = 0) -> list[dict[str, float]]:
@@ -201,25 +193,40 @@ def merge(path: Path, protocol: str, entries: Sequence[dict[str, Any]]) -> None:
   reporting.write_json(path, {"protocol": protocol, "methods": methods})
 
 
-def main(_) -> None:
-  """The command."""
-  logging.set_verbosity(logging.WARNING)
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command. Bad input ends it with one line on standard error and exit status 2."""
+  parser = argparse.ArgumentParser(prog="python -m experiments.tune", description=__doc__.split("\n")[0], allow_abbrev=False)
+  names, numbers = lambda text: text.split(","), lambda text: [int(value) for value in text.split(",")]
+  parser.add_argument("--protocols", type=names, default=["mnist", "cifar10", "cifar10_moderate", "cifar10_small", "cifar100"],
+                      help="configs to tune, by name, separated by commas; default: those of the paper's tables")
+  parser.add_argument("--methods", type=names, help=f"some of {', '.join(METHODS)}; default: those of the paper's tables")
+  parser.add_argument("--trials", type=int, default=8, help="meta-trainings per method and seed; default: 8")
+  parser.add_argument("--seeds", type=numbers, default=[100], help="populations to tune on, none that a table reports")
+  parser.add_argument("--local_steps", type=numbers, default=[1], help="numbers of local steps to tune for")
+  parser.add_argument("--rounds", type=int, help="of each meta-training; default: the config's")
+  parser.add_argument("--data_dir", help="where the data is; default: TFDS's own directory")
+  parser.add_argument("--out", type=Path, default=TUNED, help="folder of the results; default: where the configs read them")
+  options = parser.parse_args(arguments)
+  logging.getLogger().setLevel(logging.WARNING)
   try:
-    for method in _METHODS.value or ():
+    for method in options.methods or ():
       if method not in METHODS:
         raise ConfigError(closest("method", method, METHODS))
-    configs = {name: protocol_config(name, _DATA_DIR.value, _ROUNDS.value) for name in _PROTOCOLS.value}
-    steps, seeds = [[int(value) for value in flag.value] for flag in (_STEPS, _SEEDS)]
+    for name, value in (("trials", options.trials), ("rounds", options.rounds), *(("local_steps", k) for k in options.local_steps)):
+      if value is not None and value < 1:
+        raise ConfigError(f"{name} must be at least 1, got {value}.")
+    configs = {name: protocol_config(name, options.data_dir, options.rounds) for name in options.protocols}
     for config in configs.values():
-      load(config)
-  except (ConfigError, ValueError) as error:
-    raise SystemExit(f"experiments.tune: {error}") from error
+      load(check_config(config))
+  except ConfigError as error:
+    print(f"experiments.tune: {error}", file=sys.stderr)
+    sys.exit(2)
   for name, config in configs.items():
-    methods = _METHODS.value or [m for m in _PAPER if config.gated_layers or not METHODS[m].gated]
-    for k in steps:
+    methods = options.methods or [m for m in _PAPER if config.gated_layers or not METHODS[m].gated]
+    for k in options.local_steps:
       for method in methods:  # one by one, so that what is found is kept
-        merge(Path(_OUT.value) / f"{name}.json", name, tune_protocol(
-            config, [method], local_steps=k, seeds=seeds, trials=_TRIALS.value, report=partial(print, flush=True)))
+        merge(options.out / f"{name}.json", name, tune_protocol(
+            config, [method], local_steps=k, seeds=options.seeds, trials=options.trials, report=partial(print, flush=True)))
 
 
 def protocol_config(name: str, data_dir: str | None = None, rounds: int | None = None) -> ConfigDict:
@@ -240,4 +247,4 @@ def protocol_config(name: str, data_dir: str | None = None, rounds: int | None =
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main()

@@ -1,0 +1,49 @@
+"""Paired comparisons over seeds."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+__all__ = ["Difference", "paired_difference"]
+
+
+class Difference(NamedTuple):
+  """Mean of a − b over the seeds that both have, with its 95 % interval (Student's t).
+
+  Attributes:
+    seeds: how many pairs there are.
+    mean: of the differences.
+    low, high: ends of the interval; None with fewer than two pairs.
+    effect: mean divided by the standard deviation of the differences (Cohen's d of paired samples).
+    p: of the two-sided paired t-test.
+  """
+
+  seeds: int
+  mean: float
+  low: float | None
+  high: float | None
+  effect: float | None
+  p: float | None
+
+  def verdict(self, margin: float = 0.0) -> str:
+    """Whether the interval says a > b − margin: "confirmed", "refuted" (it says a < b − margin), "not confirmed", "untested"."""
+    if self.low is None:
+      return "untested"
+    return "confirmed" if self.low > -margin else "refuted" if self.high < -margin else "not confirmed"
+
+
+def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:
+  """a − b by seed; None if they have no seed in common."""
+  common = sorted(a.keys() & b.keys())
+  if not common:
+    return None
+  d = np.array([a[seed] - b[seed] for seed in common])
+  if len(d) < 2:
+    return Difference(len(d), float(d.mean()), None, None, None, None)
+  std = d.std(ddof=1)
+  half = stats.t.ppf(0.975, len(d) - 1) * std / np.sqrt(len(d))
+  effect = float(d.mean() / std) if std > 0 else None
+  p = float(stats.ttest_1samp(d, 0).pvalue) if std > 0 else None
+  return Difference(len(d), float(d.mean()), float(d.mean() - half), float(d.mean() + half), effect, p)
