@@ -64,6 +64,7 @@ def base_config() -> ConfigDict:
   config.eval_every = 20
   config.cohort = 5
   config.batch_size = 20
+  config.weighted = False  # average nodes by their numbers of train samples instead of evenly
   config.local_steps = 1
   config.local_lr = placeholder(float)
   config.prox_weight = placeholder(float)  # MetaGater, pFedMe: λ; FedProx: μ

@@ -139,7 +139,7 @@ class _Experiment:
     self.image_shape = dataset.images.shape[1:]
     self.layers = self.network.layers(self.image_shape)
     train = partial(mg.run_rounds, self.algorithm, cohort=config.cohort, batch_size=config.batch_size,
-                    task_axis=config.task_axis)
+                    weighted=config.weighted, task_axis=config.task_axis)
     self._train = _Compiled(clock, "train", train, donate_argnums=0)
     self._evaluate = _Compiled(clock, "evaluate", partial(_evaluate, self.algorithm, self.network, config))
     axes = _STACKED_POPULATION

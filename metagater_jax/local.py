@@ -30,17 +30,18 @@ def classification_loss(network: GatedNetwork) -> Loss:
 
 
 def local_solve(loss: Loss, center: Params, draw: DrawBatch, key: jax.Array, *, prox_weight: float, steps: int,
-                optimizer: optax.GradientTransformation) -> tuple[Params, jax.Array]:
+                optimizer: optax.GradientTransformation, start: Params | None = None) -> tuple[Params, jax.Array]:
   """w_i ≈ argmin_v L_i(v) + (λ/2)‖v − md‖² (Eq. 5), by `steps` steps of gradient descent from md.
 
   Args:
     loss: L_i, on minibatches.
-    center: md, the start and what the solution is pulled to.
+    center: md, what the solution is pulled to, and where the steps start.
     draw: gives the minibatch of each step from a key.
     key: of all randomness in here.
     prox_weight: λ; 0 is plain local training.
     steps: K.
     optimizer: how a step is made from the gradient; `optax.sgd(η)` is the paper's.
+    start: where the steps start instead.
 
   Returns:
     w_i and the mean of the losses L_i met on the way (without the pull).
@@ -53,7 +54,8 @@ def local_solve(loss: Loss, center: Params, draw: DrawBatch, key: jax.Array, *, 
     updates, optimizer_state = optimizer.update(gradient, optimizer_state, v)
     return (optax.apply_updates(v, updates), optimizer_state), value
 
-  (solution, _), losses = jax.lax.scan(step, (center, optimizer.init(center)), jax.random.split(key, steps))
+  start = center if start is None else start
+  (solution, _), losses = jax.lax.scan(step, (start, optimizer.init(start)), jax.random.split(key, steps))
   return solution, losses.mean()
 
 

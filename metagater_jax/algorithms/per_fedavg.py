@@ -51,8 +51,8 @@ def per_fedavg(loss: Loss, *, local_lr: float, inner_lr: float, meta_gradient: s
     w_tilde = jax.tree.map(lambda w, g: w - inner_lr * g, w, gradient(w, *inner))
     value, g = jax.value_and_grad(loss)(w_tilde, *outer)
     if meta_gradient == "hessian_free":
-      norm = optax.global_norm(g)
-      delta = jnp.where(norm > 0, hessian_step * (1 + optax.global_norm(w)) / jnp.where(norm > 0, norm, 1), 1)
+      norm = optax.tree.norm(g)
+      delta = jnp.where(norm > 0, hessian_step * (1 + optax.tree.norm(w)) / jnp.where(norm > 0, norm, 1), 1)
       ahead, behind = (gradient(jax.tree.map(lambda w, g: w + sign * delta * g, w, g), *inner) for sign in (1, -1))
       g = jax.tree.map(lambda g, a, b: g - inner_lr * (a - b) / (2 * delta), g, ahead, behind)
     return value, g

@@ -17,7 +17,8 @@ def pfedme(loss: Loss, *, local_lr: float, personal_lr: float, prox_weight: floa
   """R local rounds, each on a fresh minibatch B:  θ ≈ argmin_v L_i(v; B) + (λ/2)‖v − w_i‖²,  w_i ← w_i − η λ (w_i − θ).
 
   Then w ← (1 − β) w + β mean_i w_i. "Personalized Federated Learning with Moreau Envelopes", NeurIPS 2020, Algorithm 1; θ is
-  found by K gradient steps from w_i on the round's one minibatch. At a target task the personalized model starts from w,
+  found by K gradient steps on the round's one minibatch, from the θ of the local round before (the first: from w), as in
+  the authors' code. At a target task the personalized model starts from w,
   where the pull has no gradient: with one step it is the gradient step of the other methods.
 
   Args:
@@ -34,14 +35,15 @@ def pfedme(loss: Loss, *, local_lr: float, personal_lr: float, prox_weight: floa
   sgd = optax.sgd(personal_lr)
 
   def client_update(w, draw, key):
-    def local_round(w_i, key):
+    def local_round(carry, key):
+      w_i, theta = carry
       batch_key, solve_key = jax.random.split(key)
       batch = draw(batch_key)
       theta, value = local_solve(loss, w_i, lambda _: batch, solve_key, prox_weight=prox_weight, steps=inner_steps,
-                                 optimizer=sgd)
-      return jax.tree.map(lambda w, theta: w - local_lr * prox_weight * (w - theta), w_i, theta), value
+                                 optimizer=sgd, start=theta)
+      return (jax.tree.map(lambda w, theta: w - local_lr * prox_weight * (w - theta), w_i, theta), theta), value
 
-    w_i, values = jax.lax.scan(local_round, w, jax.random.split(key, local_steps))
+    (w_i, _), values = jax.lax.scan(local_round, (w, w), jax.random.split(key, local_steps))
     return ClientUpdate(jax.tree.map(lambda a, b: a - b, w_i, w), {"loss": values.mean()})
 
   return averaging(loss, client_update, server_lr=server_lr, adapt_lr=adapt_lr, adapt_steps=adapt_steps, chunk=chunk)

@@ -95,12 +95,17 @@ def test_json_round_trip():
     np.testing.assert_array_equal(a, b)
 
 
-def test_target_tasks_are_held_out_unless_seen():
-  training, targets = mg.split_targets(20, 5, seed=0)
-  assert len(targets) == 5 and not set(training) & set(targets) and len(set(training) | set(targets)) == 20
-  training, targets = mg.split_targets(20, 5, seed=0, seen=True)
-  assert len(training) == 20 and len(targets) == 5
-  assert any((mg.split_targets(20, 5, seed=s)[1] != targets).any() for s in range(1, 4))
+def test_target_and_validation_tasks_are_held_out():
+  training, validation, targets = mg.split_tasks(20, 5, seed=0, validation=3)
+  assert (len(training), len(validation), len(targets)) == (12, 3, 5)
+  assert sorted([*training, *validation, *targets]) == list(range(20))
+  np.testing.assert_array_equal(mg.split_tasks(20, 5, seed=0)[2], targets)  # the targets do not depend on validation
+  assert any((mg.split_tasks(20, 5, seed=s)[2] != targets).any() for s in range(1, 4))
+
+
+def test_target_tasks_may_be_seen_but_validation_tasks_never():
+  training, validation, targets = mg.split_tasks(20, 5, seed=0, validation=3, seen=True)
+  assert len(training) == 17 and set(targets) <= set(training) and not set(validation) & set(training)
 
 
 @pytest.mark.parametrize("change, message", [
@@ -122,5 +127,7 @@ def test_other_errors():
     mg.partition_by_label(np.ones(3), tasks=1, labels_per_task=1, size_range=(1, 2), seed=0)
   with pytest.raises(ValueError, match="concentration must be positive, got 0"):
     mg.partition_by_dirichlet(labels_of(3, 30, 0), tasks=2, concentration=0, seed=0)
-  with pytest.raises(ValueError, match="target_tasks is 4, but there are 4 tasks, of which at least one"):
-    mg.split_targets(4, 4, 0)
+  with pytest.raises(ValueError, match="target_tasks is 4 and validation_tasks 0, but there are 4 tasks, of which at"):
+    mg.split_tasks(4, 4, 0)
+  with pytest.raises(ValueError, match="target_tasks is 2 and validation_tasks 2, but there are 4 tasks"):
+    mg.split_tasks(4, 2, 0, validation=2)

@@ -1,0 +1,121 @@
+"""Scores against their definitions and against removing weights one by one; masks against the number they promise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from problems import numpy_tanh_gradient, numpy_tanh_loss, tanh_loss
+from scipy.stats import spearmanr
+
+import metagater_jax as mg
+
+
+@pytest.fixture(scope="module")
+def problem():
+  """A tiny network with data that it fits nearly, and the same in float64."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(200, 4))
+  w = {"W": rng.normal(size=(4, 5)) / 2, "a": rng.normal(size=5), "b": rng.normal(size=5) / 2}
+  y = np.tanh(x @ w["W"] + w["b"]) @ w["a"] + rng.normal(size=200)
+  start = {name: value + 0.3 * rng.normal(size=value.shape) for name, value in w.items()}
+  params = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), start)
+  return params, mg.Batch(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), jnp.ones(200)), start, x, y
+
+
+def test_snip_is_the_derivative_by_a_mask(problem):
+  params, batch, w, x, y = problem
+  score = mg.snip_score(params, tanh_loss, batch)
+  for name in w:  # by hand, and by moving the mask
+    np.testing.assert_allclose(score[name], np.abs(w[name] * numpy_tanh_gradient(w, x, y)[name]), rtol=1e-4, atol=1e-6)
+    for index in np.ndindex(w[name].shape):
+      def at(c, name=name, index=index):
+        masked = w[name].copy()
+        masked[index] *= c
+        return numpy_tanh_loss({**w, name: masked}, x, y)
+      assert float(score[name][index]) == pytest.approx(abs(at(1 + 1e-5) - at(1 - 1e-5)) / 2e-5, rel=1e-3, abs=1e-6)
+
+
+def test_snip_ranks_weights_as_leaving_them_out_does(problem):
+  params, batch, w, x, y = problem
+  score, left_out, first_order = mg.snip_score(params, tanh_loss, batch), [], []
+  for name in sorted(w):
+    for index in np.ndindex(w[name].shape):
+      without = w[name].copy()
+      without[index] = 0
+      left_out.append(abs(numpy_tanh_loss({**w, name: without}, x, y) - numpy_tanh_loss(w, x, y)))
+      first_order.append(float(score[name][index]))
+  assert spearmanr(left_out, first_order).statistic > 0.6
+  assert abs(spearmanr(left_out, np.random.default_rng(0).permutation(first_order)).statistic) < 0.45
+
+
+def test_magnitude_and_random(problem, key):
+  params = problem[0]
+  np.testing.assert_array_equal(mg.magnitude_score(params)["W"], np.abs(params["W"]))
+  one, again, other = (mg.random_score(params, key=k) for k in (key, key, jax.random.key(8)))
+  assert (one["W"] == again["W"]).all() and (one["W"] != other["W"]).any() and (one["W"] != one["a"]).any()
+  with pytest.raises(ValueError, match="needs a key"):
+    mg.random_score(params)
+
+
+TREE = {"conv1": {"kernel": (3, 3, 2, 4), "bias": (4,)}, "conv2": {"kernel": (3, 3, 4, 6), "bias": (6,)},
+        "output": {"kernel": (24, 5), "bias": (5,)}}
+
+
+def tree_of(seed, ties):
+  rng = np.random.default_rng(seed)
+  draw = (lambda shape: rng.integers(0, 3, shape).astype(np.float32)) if ties else (lambda shape: rng.random(shape))
+  return jax.tree.map(lambda shape: jnp.asarray(draw(shape), jnp.float32), TREE, is_leaf=lambda x: isinstance(x, tuple))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0, 0.99), st.sampled_from(["global", "layer"]), st.booleans(), st.integers(0, 5))
+def test_masks_keep_exactly_the_requested_number_of_the_highest(sparsity, scope, ties, seed):
+  score = tree_of(seed, ties)
+  mask = mg.make_mask(score, sparsity, scope=scope)
+  assert all((mask[module]["bias"] == 1).all() for module in mask)
+  kernels = lambda tree: [np.asarray(tree[module]["kernel"]) for module in TREE]
+  groups = [(np.concatenate([k.ravel() for k in kernels(score)]), np.concatenate([k.ravel() for k in kernels(mask)]))] \
+      if scope == "global" else [(s.ravel(), m.ravel()) for s, m in zip(kernels(score), kernels(mask))]
+  for values, kept in groups:
+    assert set(np.unique(kept)) <= {0.0, 1.0}
+    assert (kept == 0).sum() == np.round(np.float32(sparsity) * len(values))
+    if 0 < kept.sum() < len(kept):
+      assert values[kept == 1].min() >= values[kept == 0].max()
+  total = sum(m.size for m in kernels(mask))
+  assert float(mg.mask_sparsity(mask)) == pytest.approx(sum((m == 0).sum() for m in kernels(mask)) / total, abs=1e-6)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_channel_masks_remove_filters_with_their_biases(scope):
+  score = tree_of(1, ties=False)
+  gated = lambda path, leaf: path in ("conv1/kernel", "conv2/kernel")
+  mask = mg.make_mask(score, 0.5, scope=scope, granularity="channel", prunable=gated)
+  removed = {}
+  for module in ("conv1", "conv2"):
+    kernel, bias = np.asarray(mask[module]["kernel"]), np.asarray(mask[module]["bias"])
+    assert (kernel == kernel[0, 0, 0]).all() and (kernel[0, 0, 0] == bias).all()
+    sums = np.asarray(score[module]["kernel"]).sum((0, 1, 2))
+    assert sums[bias == 1].min() > sums[bias == 0].max() if 0 < bias.sum() < len(bias) else True
+    removed[module] = int((bias == 0).sum())
+  assert removed == {"conv1": 2, "conv2": 3} if scope == "layer" else sum(removed.values()) == 5
+  assert (mask["output"]["kernel"] == 1).all() and (mask["output"]["bias"] == 1).all()
+
+
+def test_sparsity_may_be_traced():
+  score = tree_of(2, ties=True)
+  sparsities = jnp.array([0.0, 0.3, 0.75])
+  masks = jax.jit(jax.vmap(lambda s: mg.make_mask(score, s)))(sparsities)
+  for i, sparsity in enumerate(sparsities):
+    alone = mg.make_mask(score, float(sparsity))
+    assert all((masks[m]["kernel"][i] == alone[m]["kernel"]).all() for m in TREE)
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(sparsity=1.0), r"sparsity must lie in \[0, 1\), got 1.0"), (dict(sparsity=-0.1), "got -0.1"),
+    (dict(sparsity=0.5, scope="both"), "scope must be one of global, layer, got 'both'"),
+    (dict(sparsity=0.5, granularity="row"), "granularity must be one of weight, channel, got 'row'"),
+    (dict(sparsity=0.5, prunable=lambda path, leaf: False), "none of the leaves is prunable; there are conv1/bias")])
+def test_errors_say_what_is_wrong(options, message):
+  with pytest.raises(ValueError, match=message):
+    mg.make_mask(tree_of(0, ties=False), **options)
