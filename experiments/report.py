@@ -20,7 +20,7 @@ from experiments.config import TUNED
 from experiments.paired import Difference, paired_difference
 from experiments.protocols import CURVES, EXTRA, LABELS, PROTOCOL_LABELS, SNIP, TABLES, Row, rows_of
 
-__all__ = ["build", "fail", "render", "table_markdown", "write"]
+__all__ = ["build", "claim_summary", "fail", "protocol_table", "render", "table_markdown", "write"]
 
 # "At most a slight accuracy drop": so many points, fixed before any run was looked at.
 SLIGHT = 0.01
@@ -305,7 +305,7 @@ def _markdown(content, drawn):
       f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}; sparsity is ± its standard deviation over target tasks, the paper's "
       "\"diversity\". Training time is the rounds alone, without compilation and evaluation, and learning time both stages for "
       "one target task (median), on the machine of this report; the paper's are of its own GPU. The paper's accuracies and "
-      "sparsities are lost in the text that we have.", _protocol_table(content)]
+      "sparsities are lost in the text that we have.", protocol_table(content)]
   for number, table in content["tables"].items():
     if table["rows"]:
       parts += [f"## Table {number}: {table['title']}", table_markdown(table)]
@@ -325,7 +325,8 @@ def _markdown(content, drawn):
   return "\n\n".join(parts) + "\n"
 
 
-def _protocol_table(content):
+def protocol_table(content: Mapping[str, Any]) -> str:
+  """What the protocols of report.json are."""
   lines = ["| Protocol | rounds | tasks (validation, target) | cohort | batch | network |", "|---|---|---|---|---|---|"]
   for protocol, p in content["protocols"].items():
     widths = f" {'-'.join(map(str, p['widths']))}" if p["widths"] else ""
@@ -338,7 +339,7 @@ def _claims_text(claims):
   for claim in claims:
     yield f"### Claim {claim['claim']}: {claim['verdict']}"
     yield f"{claim['statement']}." + (f" Slight means at most {100 * claim['margin']:g} point." if claim["margin"] else "") + " " + \
-        _summary(claim)
+        claim_summary(claim)
     if claim["comparisons"]:
       lines = ["| Comparison | difference (points) | 95 % interval | effect size d | p | seeds | |", "|---|---|---|---|---|---|---|"]
       for c in claim["comparisons"]:
@@ -351,7 +352,7 @@ def _claims_text(claims):
       yield f"* {t['what']}: {t['mean']:.2f}" + (f" ± {t['std']:.2f}" if t["std"] is not None else "")
 
 
-def _summary(claim):
+def claim_summary(claim: Mapping[str, Any]) -> str:
   """One sentence that follows from the comparisons."""
   comparisons = claim["comparisons"]
   if not comparisons:

@@ -1,70 +1,85 @@
-"""`python -m experiments.summarize --runs=DIR`: the tables in README, from recorded runs.
+"""`python -m experiments.summarize --tables=WORKDIR`: what is recorded in results/, and README's tables from it.
 
-Every folder below DIR that holds a result.json is a run; runs with the same name are seeds of one experiment. Their figures
-go to results/runs.json, and README's tables between the `<!-- table: … -->` marks are written anew from results/. Without
---runs only README is written, from what is recorded.
+With --tables the report of `experiments.tables` in that workdir is recorded in results/tables/: its numbers (report.json, and
+runs.csv with a row per run), its text and its figures. README's tables between the `<!-- table: … -->` marks are then written
+anew from results/; without --tables only that is done.
 """
 
+import argparse
+import csv
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags
 
-from experiments import reporting
+from experiments import report
 
-__all__ = ["collect", "main", "write_readme"]
+__all__ = ["main", "record", "write_readme"]
 
 _ROOT = Path(__file__).resolve().parent.parent
-_RUNS = flags.DEFINE_string("runs", None, "Folder of finished runs to record in results/runs.json.")
-
-_FIELDS = ("accuracy", "accuracy_before_adaptation", "sparsity")
 
 
-def collect(folder: Path) -> list[dict[str, Any]]:
-  """The results of all runs below a folder, without figures per task, sorted by name and seed."""
-  results = []
-  for path in sorted(folder.rglob("result.json")):
-    result = json.loads(path.read_text())
-    for field in _FIELDS:
-      if result.get(field):
-        result[field].pop("per_task")
-    results.append(result)
-  if not results:
-    raise SystemExit(f"experiments.summarize: there is no result.json below {folder}.")
-  return sorted(results, key=lambda result: (result["name"], result["seed"]))
+def record(workdir: Path, results: Path) -> None:
+  """Copies the report of a workdir into results/tables/, and draws its figures there anew."""
+  source = workdir / "report.json"
+  if not source.is_file():
+    raise SystemExit(f"experiments.summarize: there is no report.json in {workdir}; run experiments.tables first.")
+  content = json.loads(source.read_text())
+  folder = results / "tables"
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "report.json").write_text(source.read_text())
+  report.render(content, folder)
+  (folder / "report.html").unlink()  # its images are in it once more; it is written beside the runs
+  with (folder / "runs.csv").open("w", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerow(["protocol", "method", "local_steps", "seed", *_FIELDS])
+    writer.writerows(_runs(content))
+
+
+_FIELDS = ("accuracy", "before_adaptation", "sparsity", "sparsity_std_over_tasks", "train_seconds", "learning_seconds")
+
+
+def _runs(content):
+  rows = {}
+  for table in content["tables"].values():
+    for row in table["rows"]:
+      for seed in (row["accuracy"] or {"by_seed": {}})["by_seed"]:
+        rows[row["protocol"], row["method"], row["local_steps"], int(seed)] = [
+            row[field]["by_seed"].get(seed) if row[field] else None for field in _FIELDS]
+  return [[*key, *values] for key, values in sorted(rows.items())]
 
 
 def write_readme(text: str, results: Path) -> str:
   """README with every table anew; a mark whose record is missing keeps its table."""
-  tables = {"runs": (results / "runs.json", _runs_table), "sparsity": (results / "sparsity_curve.json", _sparsity_table),
-            "benchmark": (results / "benchmark.json", _benchmark_table)}
-  for name, (path, table) in tables.items():
+  tables = {"protocols": ("tables/report.json", report.protocol_table),
+            "table1": ("tables/report.json", lambda content: report.table_markdown(content["tables"]["1"])),
+            "table2": ("tables/report.json", lambda content: report.table_markdown(content["tables"]["2"])),
+            "claims": ("tables/report.json", _claims_table), "sparsity": ("sparsity_curve.json", _sparsity_table),
+            "anchor": ("pfedme_anchor.json", _anchor_table), "benchmark": ("benchmark.json", _benchmark_table)}
+  for name, (file, table) in tables.items():
+    path = results / file
     if path.is_file():
       new = f"<!-- table: {name} -->\n{table(json.loads(path.read_text()))}\n<!-- end -->"
       text = re.sub(rf"<!-- table: {name} -->.*?<!-- end -->", lambda _, new=new: new, text, flags=re.DOTALL)
   return text
 
 
-def _runs_table(runs):
-  """One row per experiment: means over seeds, and the spread over seeds (accuracy) or over tasks (sparsity)."""
-  lines = ["| experiment | seeds | before adaptation | after one step | sparsity of gated layers, ± over tasks | MACs | parameters "
-           "| round | train + evaluate |", "|---|---|---|---|---|---|---|---|---|"]
-  for name in dict.fromkeys(run["name"] for run in runs):
-    group = [run for run in runs if run["name"] == name]
-    mean = lambda get: float(np.mean([get(run) for run in group]))
-    def percent(field):
-      means = [100 * run[field]["mean"] for run in group]
-      return f"{np.mean(means):.1f} % ± {np.std(means):.1f}"
-    gated = group[0]["gated"]
-    share = lambda key: f"{100 * mean(lambda r: r[key]['gated'] / r[key]['dense']):.0f} %" if gated else "100 %"
-    sparsity = (f"{100 * mean(lambda r: r['sparsity']['mean']):.1f} % ± {100 * mean(lambda r: r['sparsity']['std']):.1f}"
-                if gated else "no gates")
-    lines.append(f"| {name} | {', '.join(str(run['seed']) for run in group)} | {percent('accuracy_before_adaptation')} | "
-                 f"{percent('accuracy')} | {sparsity} | {share('macs')} | {share('parameters')} | "
-                 f"{mean(lambda r: r['round_ms']):.1f} ms | {mean(lambda r: r['seconds']['train'] + r['seconds']['evaluate']):.0f} s |")
+def _claims_table(content: dict[str, Any]) -> str:
+  lines = ["| Claim of the paper | in these runs | |", "|---|---|---|"]
+  for claim in content["claims"]:
+    lines.append(f"| {claim['claim']}: {claim['statement']} | {claim['verdict']} | {report.claim_summary(claim)} |")
+  return "\n".join(lines)
+
+
+def _anchor_table(figures: dict[str, Any]) -> str:
+  lines = ["| MNIST, one step after meta-training | ours (%) | PyTorch loop (%) | difference (points) |", "|---|---|---|---|"]
+  for name, label in (("fedavg", "FedAvg"), ("per_fedavg", "Per-FedAvg")):
+    ours, theirs = 100 * np.array(figures[name]["ours"]), 100 * np.array(figures[name]["pytorch"])
+    lines.append(f"| {label} | {ours.mean():.1f} ± {ours.std(ddof=1):.1f} | {theirs.mean():.1f} ± {theirs.std(ddof=1):.1f} | "
+                 f"{ours.mean() - theirs.mean():+.2f} |")
   return "\n".join(lines)
 
 
@@ -87,15 +102,17 @@ def _benchmark_table(figures):
   return "\n".join([f"| {machine['backend']}, {machine['cores']} cores, jax {machine['jax']} | |", "|---|---|", *rows])
 
 
-def main(_) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
   """The command."""
+  parser = argparse.ArgumentParser(prog="python -m experiments.summarize", description=__doc__.split("\n")[0])
+  parser.add_argument("--tables", type=Path, help="workdir of experiments.tables whose report is to be recorded")
+  options = parser.parse_args(arguments)
   results = _ROOT / "results"
-  if _RUNS.value:
-    results.mkdir(exist_ok=True)
-    reporting.write_json(results / "runs.json", collect(Path(_RUNS.value)))
+  if options.tables:
+    record(options.tables, results)
   readme = _ROOT / "README.md"
   readme.write_text(write_readme(readme.read_text(), results))
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main()

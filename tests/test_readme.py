@@ -25,6 +25,18 @@ def test_building_blocks(capsys):
   assert "TaskMetrics(" in capsys.readouterr().out
 
 
+def test_pruning():
+  population = mg.make_population(np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32), np.arange(20) % 3,
+                                  mg.Partition((np.arange(15),), (np.arange(15, 20),)))
+  network = mg.GatedNetwork(mg.MLP(classes=3, widths=(8,)))
+  task = population.train(0)
+  names = {"mg": mg, "params": network.init(jax.random.key(0), (4,)), "loss": mg.classification_loss(network), "task": task,
+           "batch": task.rows(jnp.arange(15))}
+  exec(block("score = "), names)
+  assert abs(float(mg.mask_sparsity(names["mask"])) - 0.5) < 0.02
+  assert float((names["pruned"]["backbone"]["hidden1"]["kernel"] == 0).sum()) == round(0.9 * 32)
+
+
 def test_lasso():
   a = jax.random.normal(jax.random.key(0), (50, 10))
   b = a[:, 3] * 2

@@ -10,27 +10,9 @@ from experiments import report
 from experiments.paired import paired_difference
 from experiments.protocols import Row
 from experiments.tables import config_of
+from records import record
 
 SEEDS = (1, 2, 3, 4, 5)
-
-
-def spread(values):
-  return {"mean": float(np.mean(values)), "std": float(np.std(values)), "per_task": list(values)}
-
-
-def record(workdir, row, seed, accuracy, sparsity=None, on_rate=None, curve=(0.5,)):
-  """What a finished run of `experiments.tables` leaves, with chosen numbers."""
-  folder = workdir / f"{row.protocol}-{row.method}-k{row.local_steps}" / f"seed-{seed}"
-  folder.mkdir(parents=True)
-  (folder / "result.json").write_text(json.dumps({
-      "accuracy": spread([accuracy - 0.1, accuracy + 0.1]), "accuracy_before_adaptation": spread([0.2, 0.3]),
-      "sparsity": spread(sparsity) if sparsity else None, "on_rate": on_rate or {}, "target_labels": [[0, 1], [2, 3]],
-      "macs": {"dense": 100, "gated": 80.0 if sparsity else None}, "parameters": {"dense": 10, "gated": 5.0 if sparsity else None},
-      "learning_seconds": 0.5 if row.method == "metagater" else 0.4, "seconds": {"train": 12.5, "evaluate": 1.0}}))
-  (folder / "metrics.jsonl").write_text("".join(json.dumps({"round": 10 * (i + 1), "accuracy_mean": value}) + "\n"
-                                                for i, value in enumerate(curve)))
-
-
 OURS = [0.80, 0.82, 0.81, 0.83, 0.79]
 GATED = [0.81, 0.815, 0.82, 0.825, 0.80]
 FEDAVG = [0.78, 0.79, 0.77, 0.80, 0.78]  # below ours in every seed

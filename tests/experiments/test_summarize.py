@@ -1,40 +1,40 @@
 """README's tables follow from the records, and from nothing else."""
 
-import json
+import csv
 
 import pytest
 
-from experiments import summarize
+from experiments import report, summarize
+from experiments.protocols import Row
+from experiments.tables import config_of
+from records import record
 
 
-def result(name, seed, accuracy, gated):
-  spread = lambda mean: {"mean": mean, "std": 0.05, "per_task": [mean - 0.05, mean + 0.05]}
-  return {"name": name, "seed": seed, "gated": gated, "accuracy": spread(accuracy),
-          "accuracy_before_adaptation": spread(0.5), "sparsity": spread(0.3) if gated else None,
-          "macs": {"dense": 100, "gated": 80.0 if gated else None},
-          "parameters": {"dense": 200, "gated": 150.0 if gated else None}, "round_ms": 12.5,
-          "seconds": {"load": 1.0, "compile": 2.0, "train": 3.0, "evaluate": 4.0, "total": 11.0}}
+def test_a_report_is_recorded_and_readme_written_from_it(tmp_path):
+  workdir, results = tmp_path / "work", tmp_path / "results"
+  rows = [Row("cifar10", "fedavg"), Row("cifar10", "metagater")]
+  for seed in (1, 2):
+    record(workdir, rows[0], seed, 0.7 + 0.1 * seed)
+    record(workdir, rows[1], seed, 0.75 + 0.1 * seed, [0.2, 0.4], {"conv3": [[1, 0], [0, 1]]})
+  report.write(workdir, ["1"], (1, 2), {row: config_of(row) for row in rows})
+  summarize.record(workdir, results)
+  assert {path.name for path in (results / "tables").iterdir()} == {"report.json", "report.md", "runs.csv", "figures"}
+  with (results / "tables" / "runs.csv").open() as file:
+    table = list(csv.DictReader(file))
+  assert [(r["method"], r["seed"]) for r in table] == [("fedavg", "1"), ("fedavg", "2"), ("metagater", "1"), ("metagater", "2")]
+  assert float(table[1]["accuracy"]) == pytest.approx(0.9) and table[1]["sparsity"] == ""
+  assert float(table[3]["sparsity"]) == pytest.approx(0.3)
 
-
-def test_tables_are_written_from_recorded_runs(tmp_path):
-  for i, run in enumerate([result("cifar10", 2, 0.9, True), result("cifar10", 1, 0.8, True), result("mnist", 1, 0.97, False)]):
-    (tmp_path / "runs" / str(i)).mkdir(parents=True)
-    (tmp_path / "runs" / str(i) / "result.json").write_text(json.dumps(run))
-  records = summarize.collect(tmp_path / "runs")
-  assert [(r["name"], r["seed"]) for r in records] == [("cifar10", 1), ("cifar10", 2), ("mnist", 1)]
-  assert "per_task" not in records[0]["accuracy"]
-  (tmp_path / "runs.json").write_text(json.dumps(records))
-  readme = "before\n<!-- table: runs -->\nold\n<!-- end -->\nbetween\n<!-- table: sparsity -->\nkept\n<!-- end -->\nafter\n"
-  text = summarize.write_readme(readme, tmp_path)
-  assert "| cifar10 | 1, 2 | 50.0 % ± 0.0 | 85.0 % ± 5.0 | 30.0 % ± 5.0 | 80 % | 75 % | 12.5 ms | 7 s |" in text
-  assert "| mnist | 1 | 50.0 % ± 0.0 | 97.0 % ± 0.0 | no gates | 100 % | 100 % |" in text
+  readme = "before\n<!-- table: table1 -->\nold\n<!-- end -->\nbetween\n<!-- table: anchor -->\nkept\n<!-- end -->\nafter\n"
+  text = summarize.write_readme(readme, results)
+  assert "| CIFAR-10 | FedAvg | 1 | 85.0 ± 7.1 |" in text
   assert "old" not in text and "kept" in text and text.startswith("before\n") and text.endswith("after\n")
-  assert summarize.write_readme(text, tmp_path) == text
+  assert summarize.write_readme(text, results) == text
 
 
-def test_a_folder_without_runs(tmp_path):
-  with pytest.raises(SystemExit, match="no result.json below"):
-    summarize.collect(tmp_path)
+def test_a_folder_without_a_report(tmp_path):
+  with pytest.raises(SystemExit, match="there is no report.json"):
+    summarize.record(tmp_path, tmp_path)
 
 
 def test_readme_is_what_the_records_say():
