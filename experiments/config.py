@@ -102,7 +102,7 @@ def closest(what: str, value: str, known: Iterable[str]) -> str:
 
 def check_config(config: ConfigDict) -> ConfigDict:
   """A copy with every field resolved, or a ConfigError that names the field, what it may be, and what it is."""
-  config = ConfigDict(config)
+  config = config.copy_and_resolve_references()  # a plain copy would share the fields that are None, and set them in both
   for field, known in (("model", registry.MODELS), ("algorithm", registry.ALGORITHMS), ("penalty", registry.PENALTIES),
                        ("partition", registry.PARTITIONS), ("meta_gradient", mg.META_GRADIENTS),
                        ("seed_axis", ("loop", "vmap"))):

@@ -61,7 +61,7 @@ def write_readme(text: str, results: Path) -> str:
             "anchor": ("pfedme_anchor.json", _anchor_table), "benchmark": ("benchmark.json", _benchmark_table)}
   for name, (file, table) in tables.items():
     path = results / file
-    if path.is_file():
+    if f"<!-- table: {name} -->" in text and path.is_file():
       new = f"<!-- table: {name} -->\n{table(json.loads(path.read_text()))}\n<!-- end -->"
       text = re.sub(rf"<!-- table: {name} -->.*?<!-- end -->", lambda _, new=new: new, text, flags=re.DOTALL)
   return text

@@ -159,7 +159,7 @@ def run_metasnip(config: ConfigDict, row: Row, workdir: Path, seeds: Sequence[in
     return results
   tasks = {}
   for seed in found:
-    with_seed = ConfigDict(config)
+    with_seed = config.copy_and_resolve_references()
     with_seed.seed = seed
     tasks[seed] = make_tasks(with_seed, dataset)
   populations = mg.make_populations(dataset.images, np.asarray(dataset.labels), [t.partition for t in tasks.values()],
@@ -179,7 +179,7 @@ def run_metasnip(config: ConfigDict, row: Row, workdir: Path, seeds: Sequence[in
       learning.append(time.perf_counter() - start)
     folder = folder_of(workdir, row, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    with_seed = ConfigDict(config)
+    with_seed = config.copy_and_resolve_references()
     with_seed.seed = seed
     reporting.write_json(folder / "config.json", json.loads(with_seed.to_json_best_effort()))
     results[seed] = {

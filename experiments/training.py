@@ -267,7 +267,7 @@ def _stack(populations):
 
 
 def _with_seed(config, seed):
-  config = ConfigDict(config)
+  config = config.copy_and_resolve_references()
   config.seed = seed
   return config
 

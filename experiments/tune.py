@@ -83,7 +83,7 @@ class Tuner:
     self.validation_tasks = config.validation_tasks or config.target_tasks
     self.tasks = []
     for seed in seeds:
-      with_seed = ConfigDict(config)
+      with_seed = config.copy_and_resolve_references()
       with_seed.seed, with_seed.validation_tasks = int(seed), self.validation_tasks
       self.tasks.append((int(seed), make_tasks(with_seed, dataset)))
     self.populations = mg.make_populations(dataset.images, np.asarray(dataset.labels),
@@ -153,7 +153,7 @@ def tune_protocol(config: ConfigDict, methods: Sequence[str], *, local_steps: in
   entries = []
   for name in methods:
     method = METHODS[name]
-    chosen = ConfigDict(config)
+    chosen = config.copy_and_resolve_references()
     chosen.update(algorithm=method.algorithm, gated=method.gated, local_steps=local_steps, tuned=None)
     start = time.perf_counter()
     tuner = Tuner(check_config(chosen), seeds)

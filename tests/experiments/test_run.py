@@ -124,6 +124,12 @@ def test_bad_input_ends_the_command_with_one_clear_line(arguments, message, tmp_
   assert not (tmp_path / "w").exists()
 
 
+def test_checking_a_config_leaves_it_as_it_was():
+  config = digits.get_config()
+  before = config.to_dict()
+  assert check_config(config).local_lr == 0.1 and config.to_dict() == before
+
+
 @pytest.mark.parametrize("change, message", [
     (dict(cohort=16), "cohort is 16, but there are 15 training tasks"),
     (dict(labels_per_task=11), "labels_per_task is 11, but digits has 10 classes"),
@@ -138,9 +144,14 @@ def test_bad_input_ends_the_command_with_one_clear_line(arguments, message, tmp_
     (dict(target_sparsity=1.0), r"target_sparsity must lie in \[0, 1\), got 1.0"),
     (dict(target_tasks=20), "at least one must be left for meta-training"),
     (dict(gated_layers=("conv9",)), "'conv9' does not exist; the layers of ConvNet4 are conv1, conv2, conv3, output"),
-    (dict(gated_layers=()), "gated_layers is empty"),
+    (dict(gated=True, gated_layers=()), "gated_layers is empty"),
     (dict(model="conv5"), "unknown model 'conv5'. Did you mean 'conv"),
-    (dict(algorithm="metagator"), "unknown algorithm 'metagator'. Did you mean 'metagater'?"),
+    (dict(algorithm="metagator"), "unknown algorithm 'metagator'. Did you mean 'metagater'.. Known: fedavg, fedprox, metagater, "
+     "per_fedavg, pfedme, reptile"),
+    (dict(meta_gradient="second_order"), "Did you mean 'first_order'"),
+    (dict(tuned="mnits"), "unknown tuned 'mnits'. Did you mean 'mnist'"),
+    (dict(validation_tasks=15), "validation_tasks 15, but there are 20 tasks"),
+    (dict(server_lr=0.0), "server_lr must be positive, got 0.0"),
     (dict(penalty="group_laso"), "Did you mean 'group_lasso'"),
     (dict(gamma="nestrov"), "Did you mean 'nesterov'"),
     (dict(widths=(16, 0, 3)), "widths must be positive"),
@@ -187,8 +198,8 @@ def test_divergence_is_reported_with_what_to_lower_and_metrics_kept(tmp_path):
 
 
 @pytest.mark.parametrize("config, tasks, labels, layers, rounds", [
-    (mnist, 20, 2, (), 200), (cifar10, 100, 2, ("conv3",), 100), (cifar10_moderate, 100, 2, ("conv5", "conv6"), 100),
-    (cifar10_small, 100, 2, ("conv5", "conv6"), 100), (cifar100, 100, 5, ("conv5", "conv6"), 100)])
+    (mnist, 20, 2, (), 200), (cifar10, 100, 2, ("conv3",), 100), (cifar10_moderate, 100, 2, ("conv5", "conv6"), 50),
+    (cifar10_small, 100, 2, ("conv5", "conv6"), 50), (cifar100, 100, 5, ("conv5", "conv6"), 50)])
 def test_configs_are_the_papers_protocols(config, tasks, labels, layers, rounds):
   config = check_config(config.get_config())
   assert (config.tasks, config.labels_per_task, config.rounds, config.local_steps, config.batch_size) == (

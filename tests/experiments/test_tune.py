@@ -1,0 +1,126 @@
+"""Tuning: its points, its budget, what it measures on, and that configs read what it wrote."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import metagater_jax as mg
+from configs import digits
+from experiments import config as config_module, registry, tune
+from experiments.config import ConfigError, check_config, settings_of
+from experiments.training import load, make_tasks
+from metagater_jax.data.datasets import load_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_points_fill_the_space_evenly(count):
+  space = {"a": (0.01, 1.0), "b": (2.0, 8.0)}
+  chosen = tune.points(space, count)
+  assert len(chosen) == count and chosen == tune.points(space, count)
+  assert all(0.0099 <= p["a"] <= 1.01 and 1.99 <= p["b"] <= 8.01 for p in chosen)
+  if count == 4:  # one in each quarter of every setting's logarithm
+    for name, (low, high) in space.items():
+      quarter = [int(4 * np.log(p[name] / low) / np.log(high / low)) for p in chosen]
+      assert sorted(quarter) == [0, 1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def small_config():
+  c = digits.get_config()
+  c.update(model="mlp", widths=(8,), gated_layers=(), rounds=8, validation_tasks=3, algorithm="fedavg")
+  return c
+
+
+def test_a_trial_is_a_training_at_these_settings_measured_on_validation_tasks(small_config):
+  c = check_config(small_config)
+  tuner = tune.Tuner(c, [7])
+  settings = {"local_lr": 0.3}
+  accuracies, models = tuner.trial(settings)
+  # The same by hand: train at these settings, adapt each validation task at one of the rates, test.
+  c.seed, c.local_lr, c.adapt_lr = 7, 0.3, tune.ADAPTATION_RATES[5]
+  data = load(c)
+  tasks = make_tasks(c, data)
+  assert not set(tasks.validation) & (set(tasks.training) | set(tasks.target)) and len(tasks.validation) == 3
+  network = registry.make_network(c, data.classes)
+  algorithm = registry.make_algorithm(c, network)
+  population = mg.make_population(data.images, data.labels, tasks.partition, (c.pixel_mean, c.pixel_std))
+  init_key, run_key = jax.random.split(jax.random.key(7))
+  state = mg.federated_init(algorithm, network.init(init_key, (8, 8, 1)), run_key)
+  state, _ = mg.run_rounds(algorithm, state, population, jnp.asarray(tasks.training), rounds=8, cohort=5, batch_size=20)
+  model = algorithm.deploy(state.server)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), models[0], model)
+  expected = np.mean([float(mg.evaluate_task(network, algorithm.adapt(model, population.train(task)),
+                                             population.test(task)).accuracy) for task in tasks.validation])
+  assert float(accuracies[5]) == pytest.approx(expected, abs=0.02)
+  assert accuracies.shape == (len(tune.ADAPTATION_RATES),)
+
+
+def test_every_method_gets_the_same_budget(small_config):
+  entries = tune.tune_protocol(small_config, ["fedavg", "per_fedavg", "metagater_ungated"], local_steps=1, seeds=[7],
+                               trials=2, report=lambda line: None)
+  assert [entry["algorithm"] for entry in entries] == ["fedavg", "per_fedavg", "metagater"]
+  assert {(e["meta_trainings"], e["adaptation_rates"], e["rounds"], e["validation_tasks"]) for e in entries} == {
+      (2, len(tune.ADAPTATION_RATES), 8, 3)}
+  for entry in entries:
+    assert len(entry["trials"]) == 2
+    best = max(entry["trials"], key=lambda trial: trial["accuracy"])
+    assert entry["validation_accuracy"] == best["accuracy"]
+    assert entry["settings"] == {key: value for key, value in best.items() if key != "accuracy"}
+    for name, (low, high) in tune.SPACES["metagater_ungated" if entry["algorithm"] == "metagater" else entry["algorithm"]].items():
+      assert all(0.99 * low <= trial[name] <= 1.01 * high for trial in entry["trials"])
+
+
+def test_configs_read_what_was_tuned(tmp_path, monkeypatch):
+  monkeypatch.setattr(config_module, "TUNED", tmp_path)
+  entry = lambda algorithm, gated, steps, **settings: {
+      "algorithm": algorithm, "gated": gated, "local_steps": steps, "settings": settings}
+  tune.merge(tmp_path / "mine.json", "mine", [entry("fedavg", False, 1, local_lr=0.7), entry("metagater", True, 1, beta=0.011)])
+  tune.merge(tmp_path / "mine.json", "mine", [entry("fedavg", False, 4, local_lr=0.4), entry("metagater", True, 1, beta=0.012)])
+  assert len(json.loads((tmp_path / "mine.json").read_text())["methods"]) == 3
+  c = digits.get_config()
+  c.tuned = "mine"
+  checked = check_config(c)
+  assert checked.beta == 0.012 and checked.local_lr == registry.SETTINGS["metagater"]["local_lr"]  # the rest: defaults
+  c.update(algorithm="fedavg")
+  assert check_config(c).gated is False
+  assert [settings_of_steps(c, k) for k in (1, 2, 3, 9)] == [0.7, 0.7, 0.4, 0.4]  # the nearest number of local steps
+  c.update(local_lr=0.01)
+  assert check_config(c).local_lr == 0.01  # what the user says wins
+  c.update(tuned="mime")
+  with pytest.raises(ConfigError, match="unknown tuned 'mime'. Did you mean 'mine'"):
+    check_config(c)
+
+
+def settings_of_steps(c, steps):
+  c = c.copy_and_resolve_references()
+  c.update(local_steps=steps)
+  return check_config(c).local_lr
+
+
+def test_committed_settings_are_of_equal_budget():
+  for path in config_module.TUNED.glob("*.json"):
+    methods = json.loads(path.read_text())["methods"]
+    for steps in {entry["local_steps"] for entry in methods}:
+      budgets = {(e["meta_trainings"], e["adaptation_rates"], e["rounds"], e["validation_tasks"], tuple(e["seeds"]))
+                 for e in methods if e["local_steps"] == steps}
+      assert len(budgets) == 1, (path.name, steps, budgets)
+      assert not {1, 2, 3, 4, 5} & {seed for budget in budgets for seed in budget[-1]}  # the seeds of the tables
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--protocols=cifar11"], "unknown protocol 'cifar11'. Did you mean 'cifar10"),
+    (["--methods=fedavrg"], "unknown method 'fedavrg'. Did you mean 'fedavg'"),
+    (["--trials=0"], "trials must be at least 1, got 0"),
+    (["--protocols=mnist", "--data_dir=tests"], "'mnist' is not in the data directory tests"),
+])
+def test_bad_input(arguments, message):
+  process = subprocess.run([sys.executable, "-m", "experiments.tune", *arguments], cwd=ROOT, text=True, capture_output=True)
+  assert process.returncode == 2 and message in process.stderr and "Traceback" not in process.stderr
