@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.config import check_config
-from experiments.tune import ADAPTATION_RATES, METHODS, SPACES, Tuner, points, protocol_config
+from experiments.tune import METHODS, SPACES, Tuner, points, protocol_config
 
 __all__ = ["main"]
 
@@ -45,9 +45,9 @@ def main() -> None:
         print("Optuna is not installed (pip install -e '.[benchmark]'): it is left out.")
         continue
       seconds = time.perf_counter() - start
-      unseen = float(fresh.trial(settings)[0][ADAPTATION_RATES.index(rate)])
+      unseen = float(fresh.trial(settings)[0][rate])
       figures[name][search.__name__.strip("_")] = {"found": accuracy, "on unseen populations": unseen, "seconds": seconds,
-                                                   "settings": settings | {"adapt_lr": rate}}
+                                                   "settings": settings | {"adapt_lr": fresh.rates[rate]}}
       print(f"{name:<18} {search.__name__.strip('_'):<11} found {100 * accuracy:.2f} %, on unseen populations "
             f"{100 * unseen:.2f} %, {seconds:.1f} s", flush=True)
   if options.out:
@@ -56,7 +56,7 @@ def main() -> None:
 
 def _best(trials):
   settings, accuracies = max(trials, key=lambda trial: trial[1].max())
-  return settings, ADAPTATION_RATES[int(accuracies.argmax())], float(accuracies.max())
+  return settings, int(accuracies.argmax()), float(accuracies.max())
 
 
 def _sobol(tuner, space, trials):

@@ -5,7 +5,8 @@ from configs import cifar10
 
 def get_config():
   config = cifar10.get_config()
-  config.name = config.tuned = "cifar10_moderate"
+  config.name = "cifar10_moderate"
+  config.tuned = "cifar10_small"  # the same network; not tuned by itself
   config.model = "conv7"
   config.widths = (16, 32, 32, 64, 64, 128)
   config.rounds = 50

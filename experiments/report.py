@@ -61,7 +61,7 @@ def build(workdir: Path, tables: Sequence[str], seeds: Sequence[int], configs: M
       "protocols": {row.protocol: {"rounds": config.rounds, "cohort": config.cohort, "batch_size": config.batch_size,
                                    "tasks": config.tasks, "target_tasks": config.target_tasks,
                                    "validation_tasks": config.validation_tasks, "model": config.model,
-                                   "widths": list(config.widths), "budget": _budget(row.protocol)}
+                                   "widths": list(config.widths), "tuned": config.tuned, "budget": _budget(config.tuned)}
                     for row, config in configs.items()},
       "tables": {number: {"title": TABLES[number].title, "kind": TABLES[number].kind, "rows": [
           _row(row, runs[row[:3]]) for row in TABLES[number].rows if row[:3] in runs]} for number in tables},
@@ -142,9 +142,8 @@ def _settings(config, row):
   return {field: config["adapt_lr"] if field == "adapt_lr" else config[field] for field in fields if field in used}
 
 
-def _budget(protocol):
-  path = TUNED / f"{protocol}.json"
-  entries = json.loads(path.read_text())["methods"] if path.is_file() else []
+def _budget(tuned):
+  entries = json.loads((TUNED / f"{tuned}.json").read_text())["methods"] if tuned else []
   return [{key: entry[key] for key in ("algorithm", "gated", "local_steps", "meta_trainings", "adaptation_rates", "seeds",
                                        "rounds", "validation_tasks", "validation_accuracy", "seconds")} for entry in entries]
 
@@ -379,7 +378,9 @@ def _budget_text(content):
                if (b["algorithm"], b["gated"]) == (name, method == "metagater")]
     entry = min(entries, key=lambda b: abs(b["local_steps"] - int(steps)), default=None)
     tuned = ("" if entry is None else f"{entry['meta_trainings']} of {entry['rounds']} rounds"
-             + ("" if entry["local_steps"] == int(steps) else f" at K = {entry['local_steps']}"))
+             + ("" if entry["local_steps"] == int(steps) else f" at K = {entry['local_steps']}")
+             + ("" if content["protocols"][protocol]["tuned"] == protocol else
+                f" on {PROTOCOL_LABELS[content['protocols'][protocol]['tuned']]}"))
     values = ", ".join(f"{field} {value:.3g}" if isinstance(value, float) else f"{field} {value}"
                        for field, value in settings.items())
     lines.append(f"| {PROTOCOL_LABELS[protocol]} | {LABELS[method]} | {steps} | {values} | {tuned} | "

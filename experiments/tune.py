@@ -29,7 +29,7 @@ from experiments import registry, reporting
 from experiments.config import TUNED, ConfigError, check_config, closest
 from experiments.training import load, make_tasks
 
-__all__ = ["ADAPTATION_RATES", "METHODS", "SPACES", "Method", "Tuner", "main", "points", "tune_protocol"]
+__all__ = ["METHODS", "SPACES", "Method", "Tuner", "adaptation_rates", "main", "points", "tune_protocol"]
 
 
 class Method(NamedTuple):
@@ -57,7 +57,11 @@ SPACES: dict[str, dict[str, tuple[float, float]]] = {
     "metagater_ungated": _RATE | {"beta": (0.005, 0.05)},
     "metagater": _RATE | {"beta": (0.005, 0.05), "penalty_weight": (0.0005, 0.05)},
 }
-ADAPTATION_RATES = tuple(float(f"{rate:.2g}") for rate in np.geomspace(0.005, 1.28, 9))
+
+
+def adaptation_rates(count: int = 9) -> tuple[float, ...]:
+  """`count` rates from 0.005 to 1.28, even in their logarithm: with 9, each is twice the one before."""
+  return tuple(float(f"{rate:.2g}") for rate in np.geomspace(0.005, 1.28, count))
 
 
 def points(space: Mapping[str, tuple[float, float]], count: int, seed: int = 0) -> list[dict[str, float]]:
@@ -74,11 +78,12 @@ class Tuner:
   Args:
     config: a checked config of the method; its settings are replaced by those of a trial.
     seeds: populations to train on.
+    rates: adaptation rates to measure each meta-model with.
   """
 
-  def __init__(self, config: ConfigDict, seeds: Sequence[int], dataset=None):
-    self.config = config
-    dataset = load(config, dataset)
+  def __init__(self, config: ConfigDict, seeds: Sequence[int], rates: Sequence[float] = adaptation_rates()):
+    self.config, self.rates = config, tuple(rates)
+    dataset = load(config)
     # A protocol that holds no validation tasks out gives up as many training tasks for them as it has targets.
     self.validation_tasks = config.validation_tasks or config.target_tasks
     self.tasks = []
@@ -138,7 +143,7 @@ class Tuner:
     return self._by_rate(adapt, population, validation)
 
   def _by_rate(self, adapt, population, validation):
-    rates = jnp.asarray(ADAPTATION_RATES)
+    rates = jnp.asarray(self.rates)
 
     def one(task):
       # Under vmap what does not depend on the rate (the gradient at the meta-model) is computed once for all rates.
@@ -148,7 +153,7 @@ class Tuner:
 
 
 def tune_protocol(config: ConfigDict, methods: Sequence[str], *, local_steps: int, seeds: Sequence[int], trials: int,
-                  report=print) -> list[dict[str, Any]]:
+                  rates: Sequence[float] = adaptation_rates(), report=print) -> list[dict[str, Any]]:
   """The tuned settings of each method with its trials, and of MetaSNIP where the method without gates is among them."""
   entries = []
   for name in methods:
@@ -156,27 +161,27 @@ def tune_protocol(config: ConfigDict, methods: Sequence[str], *, local_steps: in
     chosen = config.copy_and_resolve_references()
     chosen.update(algorithm=method.algorithm, gated=method.gated, local_steps=local_steps, tuned=None)
     start = time.perf_counter()
-    tuner = Tuner(check_config(chosen), seeds)
+    tuner = Tuner(check_config(chosen), seeds, rates)
     records, best = [], None
     for settings in points(SPACES[name], trials):
       accuracies, models = tuner.trial(settings)
       accuracies = np.nan_to_num(accuracies)
       rate = int(accuracies.argmax())
-      records.append({**settings, "adapt_lr": ADAPTATION_RATES[rate], "accuracy": round(float(accuracies[rate]), 4)})
+      records.append({**settings, "adapt_lr": rates[rate], "accuracy": round(float(accuracies[rate]), 4)})
       report(f"{config.name} {name} K={local_steps}: {records[-1]} ({time.perf_counter() - start:.0f} s)")
       if best is None or records[-1]["accuracy"] > best[0]["accuracy"]:
         best = records[-1], models
     settings = {key: value for key, value in best[0].items() if key != "accuracy"}
     entry = {"algorithm": method.algorithm, "gated": method.gated, "local_steps": local_steps, "settings": settings,
              "validation_accuracy": best[0]["accuracy"], "meta_trainings": trials * len(seeds),
-             "adaptation_rates": len(ADAPTATION_RATES), "rounds": config.rounds, "seeds": list(map(int, seeds)),
+             "adaptation_rates": len(rates), "rounds": config.rounds, "seeds": list(map(int, seeds)),
              "validation_tasks": tuner.validation_tasks, "seconds": round(time.perf_counter() - start, 1), "trials": records}
     entries.append(entry)
     if name == "metagater_ungated" and config.gated_layers:
       for granularity in ("weight", "channel"):
         accuracies = tuner.snip(best[1], granularity)
         rate = int(accuracies.argmax())
-        settings = {"adapt_lr": ADAPTATION_RATES[rate]}
+        settings = {"adapt_lr": rates[rate]}
         report(f"{config.name} metasnip {granularity} K={local_steps}: {settings} {accuracies[rate]:.4f}")
         entries.append({**entry, "algorithm": f"metasnip_{granularity}", "settings": settings, "trials": [],
                         "validation_accuracy": round(float(accuracies[rate]), 4)})
@@ -197,12 +202,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
   """The command. Bad input ends it with one line on standard error and exit status 2."""
   parser = argparse.ArgumentParser(prog="python -m experiments.tune", description=__doc__.split("\n")[0], allow_abbrev=False)
   names, numbers = lambda text: text.split(","), lambda text: [int(value) for value in text.split(",")]
-  parser.add_argument("--protocols", type=names, default=["mnist", "cifar10", "cifar10_moderate", "cifar10_small", "cifar100"],
-                      help="configs to tune, by name, separated by commas; default: those of the paper's tables")
+  parser.add_argument("--protocols", type=names, default=["mnist", "cifar10", "cifar10_small", "cifar100"],
+                      help="configs to tune, by name, separated by commas; default: those with a file of their own")
   parser.add_argument("--methods", type=names, help=f"some of {', '.join(METHODS)}; default: those of the paper's tables")
   parser.add_argument("--trials", type=int, default=8, help="meta-trainings per method and seed; default: 8")
   parser.add_argument("--seeds", type=numbers, default=[100], help="populations to tune on, none that a table reports")
   parser.add_argument("--local_steps", type=numbers, default=[1], help="numbers of local steps to tune for")
+  parser.add_argument("--rates", type=int, default=9, help="adaptation rates, from 0.005 to 1.28; default: 9")
   parser.add_argument("--rounds", type=int, help="of each meta-training; default: the config's")
   parser.add_argument("--data_dir", help="where the data is; default: TFDS's own directory")
   parser.add_argument("--out", type=Path, default=TUNED, help="folder of the results; default: where the configs read them")
@@ -212,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for method in options.methods or ():
       if method not in METHODS:
         raise ConfigError(closest("method", method, METHODS))
-    for name, value in (("trials", options.trials), ("rounds", options.rounds), *(("local_steps", k) for k in options.local_steps)):
+    for name, value in (("trials", options.trials), ("rates", options.rates), ("rounds", options.rounds), *(("local_steps", k) for k in options.local_steps)):
       if value is not None and value < 1:
         raise ConfigError(f"{name} must be at least 1, got {value}.")
     configs = {name: protocol_config(name, options.data_dir, options.rounds) for name in options.protocols}
@@ -226,7 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for k in options.local_steps:
       for method in methods:  # one by one, so that what is found is kept
         merge(options.out / f"{name}.json", name, tune_protocol(
-            config, [method], local_steps=k, seeds=options.seeds, trials=options.trials, report=partial(print, flush=True)))
+            config, [method], local_steps=k, seeds=options.seeds, trials=options.trials,
+            rates=adaptation_rates(options.rates), report=partial(print, flush=True)))
 
 
 def protocol_config(name: str, data_dir: str | None = None, rounds: int | None = None) -> ConfigDict:

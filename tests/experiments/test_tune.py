@@ -45,7 +45,7 @@ def test_a_trial_is_a_training_at_these_settings_measured_on_validation_tasks(sm
   settings = {"local_lr": 0.3}
   accuracies, models = tuner.trial(settings)
   # The same by hand: train at these settings, adapt each validation task at one of the rates, test.
-  c.seed, c.local_lr, c.adapt_lr = 7, 0.3, tune.ADAPTATION_RATES[5]
+  c.seed, c.local_lr, c.adapt_lr = 7, 0.3, tuner.rates[5]
   data = load(c)
   tasks = make_tasks(c, data)
   assert not set(tasks.validation) & (set(tasks.training) | set(tasks.target)) and len(tasks.validation) == 3
@@ -60,15 +60,15 @@ def test_a_trial_is_a_training_at_these_settings_measured_on_validation_tasks(sm
   expected = np.mean([float(mg.evaluate_task(network, algorithm.adapt(model, population.train(task)),
                                              population.test(task)).accuracy) for task in tasks.validation])
   assert float(accuracies[5]) == pytest.approx(expected, abs=0.02)
-  assert accuracies.shape == (len(tune.ADAPTATION_RATES),)
+  assert accuracies.shape == (len(tuner.rates),)
 
 
 def test_every_method_gets_the_same_budget(small_config):
   entries = tune.tune_protocol(small_config, ["fedavg", "per_fedavg", "metagater_ungated"], local_steps=1, seeds=[7],
-                               trials=2, report=lambda line: None)
+                               trials=2, rates=tune.adaptation_rates(4), report=lambda line: None)
   assert [entry["algorithm"] for entry in entries] == ["fedavg", "per_fedavg", "metagater"]
   assert {(e["meta_trainings"], e["adaptation_rates"], e["rounds"], e["validation_tasks"]) for e in entries} == {
-      (2, len(tune.ADAPTATION_RATES), 8, 3)}
+      (2, 4, 8, 3)}
   for entry in entries:
     assert len(entry["trials"]) == 2
     best = max(entry["trials"], key=lambda trial: trial["accuracy"])
