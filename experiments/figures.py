@@ -62,6 +62,6 @@ def plot_channels(path: Path, panels: Mapping[str, np.ndarray], labels: Mapping[
                         interpolation="nearest")
     axis.set(title=title, xlabel="channel, sorted by use", ylabel="target task (its labels)")
     axis.set_yticks(range(len(rate)), labels[title], fontsize=6)
-  figure.colorbar(image, ax=axes[:, 0], label="fraction of test samples that switch the channel on", shrink=0.6)
+  figure.colorbar(image, ax=axes[:, 0], label="fraction of samples with it on")
   figure.savefig(path, dpi=110)
   plt.close(figure)

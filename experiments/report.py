@@ -14,13 +14,14 @@ from typing import Any
 
 import markdown
 import numpy as np
+from scipy import stats
 
 from experiments import figures, reporting
 from experiments.config import TUNED
 from experiments.paired import Difference, paired_difference
 from experiments.protocols import CURVES, EXTRA, LABELS, PROTOCOL_LABELS, SNIP, TABLES, Row, rows_of
 
-__all__ = ["build", "claim_summary", "fail", "protocol_table", "render", "table_markdown", "write"]
+__all__ = ["build", "claim_summary", "explain", "fail", "protocol_table", "render", "table_markdown", "write"]
 
 # "At most a slight accuracy drop": so many points, fixed before any run was looked at.
 SLIGHT = 0.01
@@ -73,6 +74,8 @@ def build(workdir: Path, tables: Sequence[str], seeds: Sequence[int], configs: M
                    if (protocol, "metagater", 1) in runs},
   }
   content["claims"] = _claims(runs)
+  content["reasons"] = [reason for tuned in dict.fromkeys(config.tuned for config in configs.values()) if tuned
+                        for reason in explain(tuned, _tuned_methods(tuned))]
   return content
 
 
@@ -142,10 +145,13 @@ def _settings(config, row):
   return {field: config["adapt_lr"] if field == "adapt_lr" else config[field] for field in fields if field in used}
 
 
+def _tuned_methods(tuned):
+  return json.loads((TUNED / f"{tuned}.json").read_text())["methods"] if tuned else []
+
+
 def _budget(tuned):
-  entries = json.loads((TUNED / f"{tuned}.json").read_text())["methods"] if tuned else []
   return [{key: entry[key] for key in ("algorithm", "gated", "local_steps", "meta_trainings", "adaptation_rates", "seeds",
-                                       "rounds", "validation_tasks", "validation_accuracy", "seconds")} for entry in entries]
+                                       "rounds", "validation_tasks", "validation_accuracy", "seconds")} for entry in _tuned_methods(tuned)]
 
 
 def _channels(workdir, protocol, seeds):
@@ -249,6 +255,45 @@ def _time_verdict(times):
   return "confirmed" if all(similar) else "confirmed in part" if any(similar) else "not confirmed"
 
 
+def explain(protocol: str, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+  """What the trials of the tuning say about why methods differ, or do not. Accuracies are of validation tasks.
+
+  Args:
+    protocol: whose trials these are.
+    entries: the methods of its file in configs/tuned/.
+  """
+  name = PROTOCOL_LABELS.get(protocol, protocol)
+  searched = [entry for entry in entries if entry["trials"]]
+  accuracies = lambda entry: np.array([trial["accuracy"] for trial in entry["trials"]])
+  one = [entry for entry in searched if entry["local_steps"] == 1]
+  reasons = []
+  if len(one) > 1:
+    best = [accuracies(entry).max() for entry in one]
+    gaps = [accuracies(entry).max() - np.median(accuracies(entry)) for entry in one]
+    between, within = 100 * (max(best) - min(best)), 100 * float(np.median(gaps))
+    text = (f"{name}: the best trials of the {len(one)} tuned methods lie within {between:.1f} points of each other, and a "
+            f"method's own best trial lies {within:.1f} points above its median trial (median over methods). ")
+    reasons.append(text + ("How well a method's rates are chosen decides more here than which method it is."
+                           if within > between else "The methods differ by more than their rates do."))
+  for entry in one:
+    if entry["algorithm"] == "per_fedavg" and len(entry["trials"]) > 3:
+      rho = float(stats.spearmanr([trial["inner_lr"] for trial in entry["trials"]], accuracies(entry)).statistic)
+      if abs(rho) > 0.5:
+        reasons.append(f"{name}: Per-FedAvg's accuracy {'falls' if rho < 0 else 'rises'} with the rate of its inner step (rank "
+                       f"correlation {rho:+.2f}; its best is {entry['settings']['inner_lr']:g})."
+                       + (" That step sees one minibatch of a task, where a target adapts on all of its data; towards a rate of "
+                          "0 the method becomes FedAvg." if rho < 0 else ""))
+  several = [entry for entry in searched if entry["local_steps"] > 1 and entry["algorithm"] == "metagater"]
+  lost = lambda group: (sum(int((accuracies(entry) < 0.1).sum()) for entry in group), sum(len(entry["trials"]) for entry in group))
+  if several:
+    (bad, trials), (bad_one, trials_one) = lost(several), lost([e for e in one if e["algorithm"] == "metagater"])
+    if bad:
+      reasons.append(f"{name}: {bad} of MetaGater's {trials} trials with more than one local step diverged, against {bad_one} of "
+                     f"{trials_one} with one. Gradient descent on the local problem is stable for η(λ + L) < 2 only, where L is "
+                     "the loss's curvature; with one step from the meta-model the pull has no gradient and λ sets no such bound.")
+  return reasons
+
+
 # --- from numbers to words
 
 
@@ -320,6 +365,8 @@ def _markdown(content, drawn):
     if name in drawn:
       parts += [f"## {title}", text, f"![{title}](figures/{name}.png)"]
   parts += ["## Claims", *_claims_text(content["claims"])]
+  if content["reasons"]:
+    parts += ["## What explains the differences", "\n".join(f"* {reason}" for reason in content["reasons"])]
   parts += ["## Settings and the budget they were tuned with", _budget_text(content)]
   return "\n\n".join(parts) + "\n"
 

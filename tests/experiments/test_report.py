@@ -106,3 +106,24 @@ def test_a_claim_that_does_not_hold_anywhere(tmp_path):
   content = report.write(tmp_path, ["1"], SEEDS, {row: config_of(row) for row in rows})
   assert claim(content, "1")["verdict"] == "refuted"
   assert "### Claim 1: refuted" in (tmp_path / "report.md").read_text()
+
+
+def tuned(algorithm, accuracies, steps=1, **settings):
+  trials = [{"accuracy": a, **{name: values[i] for name, values in settings.items()}} for i, a in enumerate(accuracies)]
+  return {"algorithm": algorithm, "gated": False, "local_steps": steps, "trials": trials,
+          "settings": max(trials, key=lambda trial: trial["accuracy"])}
+
+
+def test_reasons_follow_from_the_trials():
+  alike = [tuned("fedavg", [0.8, 0.7, 0.6]), tuned("metagater", [0.81, 0.72, 0.5])]
+  assert "within 1.0 points of each other, and a method's own best trial lies 9.5 points" in report.explain("mnist", alike)[0]
+  assert "decides more here than which method" in report.explain("mnist", alike)[0]
+  apart = [tuned("fedavg", [0.6, 0.59, 0.58]), tuned("metagater", [0.81, 0.8, 0.79])]
+  assert report.explain("mnist", apart) == [report.explain("mnist", apart)[0]]
+  assert "differ by more than their rates do" in report.explain("mnist", apart)[0]
+  inner = tuned("per_fedavg", [0.8, 0.7, 0.6, 0.5], inner_lr=[0.01, 0.02, 0.05, 0.1])
+  assert any("Per-FedAvg's accuracy falls" in reason and "-1.00; its best is 0.01" in reason
+             for reason in report.explain("mnist", [inner]))
+  steps = [*apart, tuned("metagater", [0.05, 0.7, 0.05], steps=2)]
+  assert any("2 of MetaGater's 3 trials with more than one local step diverged, against 0 of 3" in reason
+             for reason in report.explain("mnist", steps))
