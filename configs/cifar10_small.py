@@ -8,6 +8,6 @@ def get_config():
   config.name = config.tuned = "cifar10_small"
   config.size_range = (20, 100)
   config.fill = False
-  config.rounds = 50
-  config.eval_every = 25
+  config.rounds = 40
+  config.eval_every = 20
   return config

@@ -198,8 +198,8 @@ def test_divergence_is_reported_with_what_to_lower_and_metrics_kept(tmp_path):
 
 
 @pytest.mark.parametrize("config, tasks, labels, layers, rounds", [
-    (mnist, 20, 2, (), 200), (cifar10, 100, 2, ("conv3",), 100), (cifar10_moderate, 100, 2, ("conv5", "conv6"), 40),
-    (cifar10_small, 100, 2, ("conv5", "conv6"), 50), (cifar100, 100, 5, ("conv5", "conv6"), 50)])
+    (mnist, 20, 2, (), 200), (cifar10, 100, 2, ("conv3",), 100), (cifar10_moderate, 100, 2, ("conv5", "conv6"), 30),
+    (cifar10_small, 100, 2, ("conv5", "conv6"), 40), (cifar100, 100, 5, ("conv5", "conv6"), 40)])
 def test_configs_are_the_papers_protocols(config, tasks, labels, layers, rounds):
   config = check_config(config.get_config())
   assert (config.tasks, config.labels_per_task, config.rounds, config.local_steps, config.batch_size) == (
