@@ -5,7 +5,7 @@ from configs import cifar10_small
 
 def get_config():
   config = cifar10_small.get_config()
-  config.name = config.tuned = "cifar100"
+  config.name = "cifar100"  # tuned: as cifar10_small, the same network and sizes; not tuned by itself
   config.dataset = "cifar100"
   config.labels_per_task = 5
   return config

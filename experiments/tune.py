@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   """The command. Bad input ends it with one line on standard error and exit status 2."""
   parser = argparse.ArgumentParser(prog="python -m experiments.tune", description=__doc__.split("\n")[0], allow_abbrev=False)
   names, numbers = lambda text: text.split(","), lambda text: [int(value) for value in text.split(",")]
-  parser.add_argument("--protocols", type=names, default=["mnist", "cifar10", "cifar10_small", "cifar100"],
+  parser.add_argument("--protocols", type=names, default=["mnist", "cifar10", "cifar10_small"],
                       help="configs to tune, by name, separated by commas; default: those with a file of their own")
   parser.add_argument("--methods", type=names, help=f"some of {', '.join(METHODS)}; default: those of the paper's tables")
   parser.add_argument("--trials", type=int, default=8, help="meta-trainings per method and seed; default: 8")
