@@ -27,7 +27,7 @@ def plot_curves(path: Path, panels: Mapping[str, Mapping[str, tuple[Sequence[int
       axis.fill_between(rounds, 100 * (mean - std), 100 * np.minimum(mean + std, 1), color=line.get_color(), alpha=0.15)
     axis.set(title=title, xlabel="communication round", ylabel="accuracy of target tasks after adaptation (%)")
     axis.grid(alpha=0.3)
-    axis.legend(loc="lower right")
+    axis.legend(loc="best", fontsize=8)
   figure.savefig(path, dpi=110)
   plt.close(figure)
 

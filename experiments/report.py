@@ -223,7 +223,7 @@ def _claims(runs) -> list[dict[str, Any]]:
       result.append({"claim": number, "statement": statement, "margin": margin, "comparisons": comparisons,
                      "verdict": _verdict(comparisons)})
   if times:
-    result.append({"claim": "3, time", "statement": "MetaGater learns a target task in a time similar to MetaSNIP's",
+    result.append({"claim": "3, time", "statement": "MetaGater learns a target task in a time similar to MetaSNIP's, or shorter",
                    "times": times, "comparisons": [], "margin": 0.0, "verdict": _time_verdict(times)})
   return result
 
@@ -248,8 +248,8 @@ def _verdict(comparisons):
 
 
 def _time_verdict(times):
-  """Similar: within a factor of 1.5 either way, as the paper's own times are (1.03 s and 1.4 s)."""
-  similar = [1 / 1.5 <= t["ratio"] <= 1.5 for t in times]
+  """Similar: at most 1.5 times as long; the paper's own times are 1.03 s and 1.4 s."""
+  similar = [t["ratio"] <= 1.5 for t in times]
   return "confirmed" if all(similar) else "confirmed in part" if any(similar) else "not confirmed"
 
 
@@ -402,7 +402,7 @@ def claim_summary(claim: Mapping[str, Any]) -> str:
   """One sentence that follows from the comparisons."""
   comparisons = claim["comparisons"]
   if not comparisons:
-    return "Similar means within a factor of 1.5."
+    return "Similar means at most 1.5 times as long."
   count = lambda verdict: sum(c["verdict"] == verdict for c in comparisons)
   parts = [f"{count('confirmed')} of {len(comparisons)} comparisons confirm it with a paired 95 % interval"]
   if count("refuted"):
