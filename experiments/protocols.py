@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-__all__ = ["CURVES", "EXTRA", "LABELS", "PROTOCOL_LABELS", "SNIP", "TABLES", "Row", "Table", "rows_of"]
+__all__ = ["CLASSES", "CURVES", "EXTRA", "LABELS", "PROTOCOL_LABELS", "SNIP", "TABLES", "Row", "Table", "rows_of"]
 
 
 class Row(NamedTuple):
@@ -34,6 +34,9 @@ PROTOCOL_LABELS = {
     "digits": "Digits",
     "mnist": "MNIST", "cifar10": "CIFAR-10", "cifar10_moderate": "CIFAR-10, moderate local data",
     "cifar10_small": "CIFAR-10, small local data", "cifar100": "CIFAR-100, small local data"}
+
+# Among how many classes a network of each protocol decides.
+CLASSES = {"digits": 10, "mnist": 10, "cifar10": 10, "cifar10_moderate": 10, "cifar10_small": 10, "cifar100": 100}
 
 # Methods beside those of `experiments.tune`: MetaSNIP starts from the meta-model without gates.
 SNIP = {"metasnip_weight": "weight", "metasnip_channel": "channel"}

@@ -19,7 +19,7 @@ from scipy import stats
 from experiments import figures, reporting
 from experiments.config import TUNED
 from experiments.paired import Difference, paired_difference
-from experiments.protocols import CURVES, EXTRA, LABELS, PROTOCOL_LABELS, SNIP, TABLES, Row, rows_of
+from experiments.protocols import CLASSES, CURVES, EXTRA, LABELS, PROTOCOL_LABELS, SNIP, TABLES, Row, rows_of
 
 __all__ = ["build", "claim_summary", "explain", "fail", "protocol_table", "render", "table_markdown", "write"]
 
@@ -76,6 +76,7 @@ def build(workdir: Path, tables: Sequence[str], seeds: Sequence[int], configs: M
   content["claims"] = _claims(runs)
   content["reasons"] = [reason for tuned in dict.fromkeys(config.tuned for config in configs.values()) if tuned
                         for reason in explain(tuned, _tuned_methods(tuned))]
+  content["reasons"] += [reason for protocol in content["protocols"] for reason in _undertrained(protocol, runs)]
   return content
 
 
@@ -83,7 +84,8 @@ def _run(workdir, row, seeds):
   """Numbers by seed of one row, and what failed."""
   folder = workdir / f"{row.protocol}-{row.method}-k{row.local_steps}"
   run = {name: {} for name in ("accuracy", "before", "sparsity", "sparsity_std", "mask_difference", "train_seconds",
-                               "learning_seconds", "macs", "parameters", "failures", "curves", "task_sparsity")}
+                               "learning_seconds", "macs", "parameters", "failures", "curves", "task_sparsity",
+                               "train_loss")}
   for seed in seeds:
     path = folder / f"seed-{seed}"
     if not (path / "result.json").is_file():
@@ -106,6 +108,7 @@ def _run(workdir, row, seeds):
       if result[name]["gated"]:
         run[name][seed] = result[name]["gated"] / result[name]["dense"]
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    run["train_loss"][seed] = lines[-1]["train_loss"]
     run["curves"][seed] = {"rounds": [line["round"] for line in lines],
                            "accuracy": [line["accuracy_mean"] for line in lines]}
   return run
@@ -292,6 +295,18 @@ def explain(protocol: str, entries: Sequence[Mapping[str, Any]]) -> list[str]:
   return reasons
 
 
+def _undertrained(protocol, runs):
+  """A sentence where meta-training ended so near to guessing that methods are compared in their first rounds only."""
+  chance = float(np.log(CLASSES[protocol]))
+  losses = {LABELS[method]: float(np.mean(list(run["train_loss"].values())))
+            for (p, method, steps), run in runs.items() if p == protocol and steps == 1 and run["train_loss"]}
+  near = {label: loss for label, loss in losses.items() if loss > 0.8 * chance}
+  if near:
+    yield (f"{PROTOCOL_LABELS[protocol]}: at the last round the training loss before adaptation is still near that of guessing "
+           f"among all classes ({chance:.2f}): " + ", ".join(f"{label} {loss:.2f}" for label, loss in near.items())
+           + ". After so few rounds the beginnings of training are compared, not what the methods reach in the end.")
+
+
 # --- from numbers to words
 
 
@@ -404,10 +419,11 @@ def claim_summary(claim: Mapping[str, Any]) -> str:
   if not comparisons:
     return "Similar means at most 1.5 times as long."
   count = lambda verdict: sum(c["verdict"] == verdict for c in comparisons)
+  verb = lambda number, stem: f"{number} {stem}{'s' if number == 1 else ''}"
   parts = [f"{count('confirmed')} of {len(comparisons)} comparisons confirm it with a paired 95 % interval"]
   if count("refuted"):
     worst = min((c for c in comparisons if c["verdict"] == "refuted"), key=lambda c: c["mean"])
-    parts.append(f"{count('refuted')} say the opposite, most of all {worst['what']} ({100 * worst['mean']:+.1f} points)")
+    parts.append(f"{verb(count('refuted'), 'say')} the opposite, most of all {worst['what']} ({100 * worst['mean']:+.1f} points)")
   if count("not confirmed"):
     parts.append(f"{count('not confirmed')} cannot tell at this number of seeds")
   if count("untested"):
