@@ -93,7 +93,7 @@ def test_words_say_what_the_numbers_say(written):
   assert "| CIFAR-10 | MetaGater w/o gating | 1 | 81.0 ± 1.6 | 25.0 ± 0.0 | 12.6 | 1186 |" in text
   assert "; 1 failed" in text and "MetaSNIP on CIFAR-10, K = 1, seed 3: DivergedError: the loss is nan" in text
   assert "### Claim 1: confirmed in part" in text
-  assert "1 says the opposite, most of all CIFAR-10: MetaGater w/o gating against Per-FedAvg (-4.8 points)" in text
+  assert "2 say the opposite, most of all CIFAR-10: MetaGater w/o gating against Per-FedAvg (-4.8 points)" in text
   assert "Slight means at most 1 point." in text
   assert (workdir / "report.html").read_text().count("data:image/png;base64,") == 3
 
