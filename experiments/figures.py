@@ -43,6 +43,7 @@ def plot_task_sparsity(path: Path, panels: Mapping[str, np.ndarray]) -> None:
     axis.bar(range(1, ordered.shape[1] + 1), ordered.mean(0), color="tab:green", alpha=0.25)
     axis.axhline(100 * values.mean(), color="black", linewidth=1, linestyle="--")
     axis.set(title=title, xlabel="target task, from least to most sparse", ylabel="gated channels off (%)")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize=7)
   figure.savefig(path, dpi=110)
