@@ -16,7 +16,8 @@ from experiments import registry
 from metagater_jax.accelerated_proximal import GAMMA_SCHEDULES
 from metagater_jax.data.datasets import Dataset
 
-__all__ = ["TUNED", "ConfigError", "base_config", "check_config", "check_dataset", "closest", "settings_of"]
+__all__ = ["TUNED", "ConfigError", "base_config", "check_config", "check_dataset", "closest", "settings_of",
+           "with_fields"]
 
 TUNED = Path(__file__).resolve().parent.parent / "configs" / "tuned"
 
@@ -100,6 +101,13 @@ def closest(what: str, value: str, known: Iterable[str]) -> str:
   return f"unknown {what} '{value}'.{hint} Known: {', '.join(known)}."
 
 
+def with_fields(config: ConfigDict, **fields: Any) -> ConfigDict:
+  """A copy with these fields; what is changed in it later does not change `config`."""
+  config = config.copy_and_resolve_references()
+  config.update(fields)
+  return config
+
+
 def check_config(config: ConfigDict) -> ConfigDict:
   """A copy with every field resolved, or a ConfigError that names the field, what it may be, and what it is."""
   config = config.copy_and_resolve_references()  # a plain copy would share the fields that are None, and set them in both
@@ -143,7 +151,8 @@ def check_config(config: ConfigDict) -> ConfigDict:
     raise ConfigError(str(error)) from error
   if config.cohort > len(training):
     raise ConfigError(f"cohort is {config.cohort}, but there are {len(training)} training tasks (tasks={config.tasks}, "
-                      f"target_tasks={config.target_tasks}, validation_tasks={config.validation_tasks}); use a smaller cohort or more tasks.")
+                      f"target_tasks={config.target_tasks}, validation_tasks={config.validation_tasks}); use a smaller cohort or "
+                      "more tasks.")
   if config.gated and not config.gated_layers:
     raise ConfigError("gated is set, but gated_layers is empty; name a layer, or set gated=False.")
   _check_network(config, classes=2, image_shape=(32, 32, 3))  # names of layers do not depend on the images

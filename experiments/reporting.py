@@ -2,13 +2,15 @@
 
 import csv
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-__all__ = ["MetricsWriter", "plot_accuracy", "plot_sparsity_curve", "plot_tasks", "pyplot", "result_table", "summary", "write_json"]
+__all__ = ["MetricsWriter", "fail", "plot_accuracy", "plot_sparsity_curve", "plot_tasks", "pyplot", "result_table",
+           "summary", "write_json"]
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -16,6 +18,12 @@ def write_json(path: Path, content: Any) -> None:
   partial = path.with_suffix(path.suffix + ".partial")
   partial.write_text(json.dumps(content, indent=1) + "\n")
   partial.replace(path)
+
+
+def fail(command: str, error: object) -> NoReturn:
+  """Ends a command with one line on standard error and exit status 2."""
+  print(f"{command}: {error}", file=sys.stderr)
+  sys.exit(2)
 
 
 def summary(values: np.ndarray) -> dict[str, Any]:

@@ -4,13 +4,14 @@ Without --config it runs the embedded digits. Fields are overridden with --confi
 """
 
 import difflib
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments import reporting
 from experiments.config import ConfigError, base_config, closest
 from experiments.training import DivergedError, run
 
@@ -82,9 +83,7 @@ def _explain(error, arguments):
   return error
 
 
-def _fail(message):
-  print(f"experiments.run: {message}", file=sys.stderr)
-  sys.exit(2)
+_fail = partial(reporting.fail, "experiments.run")
 
 
 if __name__ == "__main__":

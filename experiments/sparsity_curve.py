@@ -83,13 +83,14 @@ def main(_) -> None:
     if not all(0 <= value < 1 for value in sparsities):
       raise ConfigError(f"sparsities must lie in [0, 1), got {_TARGETS.value}.")
     curves = [curve_of_run(run, sparsities, _DATA_DIR.value) for run in _RUNS.value]
+    name = json.loads((Path(_RUNS.value[0]) / "config.json").read_text())["name"]
   except (ConfigError, ValueError) as error:
     raise SystemExit(f"experiments.sparsity_curve: {error}") from error
   out = Path(_OUT.value)
   out.parent.mkdir(parents=True, exist_ok=True)
   reporting.write_json(out.with_suffix(".json"), curves)
-  reporting.plot_sparsity_curve(out.with_suffix(".png"), curves, f"{Path(_RUNS.value[0]).name.rsplit('-', 1)[0]}: "
-                                f"{len(curves)} seed{'s' if len(curves) > 1 else ''}")
+  reporting.plot_sparsity_curve(out.with_suffix(".png"), curves,
+                                f"{name}: {len(curves)} seed{'s' if len(curves) > 1 else ''}")
   print(f"{out.with_suffix('.json')}, {out.with_suffix('.png')}")
 
 

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 import metagater_jax as mg
 from experiments import registry, report, reporting
-from experiments.config import ConfigError, check_config, closest, settings_of
+from experiments.config import ConfigError, check_config, closest, settings_of, with_fields
 from experiments.protocols import CURVES, SNIP, TABLES, Row, rows_of
 from experiments.training import load, load_parameters, make_tasks, run_seeds
 from experiments.tune import METHODS, protocol_config
@@ -159,9 +159,7 @@ def run_metasnip(config: ConfigDict, row: Row, workdir: Path, seeds: Sequence[in
     return results
   tasks = {}
   for seed in found:
-    with_seed = config.copy_and_resolve_references()
-    with_seed.seed = seed
-    tasks[seed] = make_tasks(with_seed, dataset)
+    tasks[seed] = make_tasks(with_fields(config, seed=seed), dataset)
   populations = mg.make_populations(dataset.images, np.asarray(dataset.labels), [t.partition for t in tasks.values()],
                                     (config.pixel_mean, config.pixel_std))
   for (seed, (params, gate)), population in zip(found.items(), populations):
@@ -179,9 +177,7 @@ def run_metasnip(config: ConfigDict, row: Row, workdir: Path, seeds: Sequence[in
       learning.append(time.perf_counter() - start)
     folder = folder_of(workdir, row, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    with_seed = config.copy_and_resolve_references()
-    with_seed.seed = seed
-    reporting.write_json(folder / "config.json", json.loads(with_seed.to_json_best_effort()))
+    reporting.write_json(folder / "config.json", json.loads(with_fields(config, seed=seed).to_json_best_effort()))
     results[seed] = {
         "name": config.name, "algorithm": row.method, "gated": False, "seed": seed, "rounds": config.rounds,
         "local_steps": config.local_steps, "accuracy": reporting.summary(accuracy), "sparsity": reporting.summary(sparsity),
@@ -235,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reproduce(options.workdir, tables=options.tables, seeds=range(1, options.seeds + 1), rounds=options.rounds,
               data_dir=options.data_dir, protocols=options.protocols, log=lambda line: print(line, flush=True))
   except ConfigError as error:
-    report.fail("experiments.tables", error)
+    reporting.fail("experiments.tables", error)
   print(f"{options.workdir}/report.md, report.html and report.json, after {time.perf_counter() - start:.0f} s")
 
 

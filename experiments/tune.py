@@ -10,7 +10,6 @@ import argparse
 import importlib
 import json
 import logging
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,7 +25,7 @@ from scipy.stats import qmc
 
 import metagater_jax as mg
 from experiments import registry, reporting
-from experiments.config import TUNED, ConfigError, check_config, closest
+from experiments.config import TUNED, ConfigError, check_config, closest, with_fields
 from experiments.training import load, make_tasks
 
 __all__ = ["METHODS", "SPACES", "Method", "Tuner", "adaptation_rates", "main", "points", "tune_protocol"]
@@ -88,9 +87,8 @@ class Tuner:
     self.validation_tasks = config.validation_tasks or config.target_tasks
     self.tasks = []
     for seed in seeds:
-      with_seed = config.copy_and_resolve_references()
-      with_seed.seed, with_seed.validation_tasks = int(seed), self.validation_tasks
-      self.tasks.append((int(seed), make_tasks(with_seed, dataset)))
+      population = with_fields(config, seed=int(seed), validation_tasks=self.validation_tasks)
+      self.tasks.append((int(seed), make_tasks(population, dataset)))
     self.populations = mg.make_populations(dataset.images, np.asarray(dataset.labels),
                                            [tasks.partition for _, tasks in self.tasks],
                                            (config.pixel_mean, config.pixel_std))
@@ -218,15 +216,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for method in options.methods or ():
       if method not in METHODS:
         raise ConfigError(closest("method", method, METHODS))
-    for name, value in (("trials", options.trials), ("rates", options.rates), ("rounds", options.rounds), *(("local_steps", k) for k in options.local_steps)):
+    for name, value in (("trials", options.trials), ("rates", options.rates), ("rounds", options.rounds),
+                        *(("local_steps", k) for k in options.local_steps)):
       if value is not None and value < 1:
         raise ConfigError(f"{name} must be at least 1, got {value}.")
     configs = {name: protocol_config(name, options.data_dir, options.rounds) for name in options.protocols}
     for config in configs.values():
       load(check_config(config))
   except ConfigError as error:
-    print(f"experiments.tune: {error}", file=sys.stderr)
-    sys.exit(2)
+    reporting.fail("experiments.tune", error)
   for name, config in configs.items():
     methods = options.methods or [m for m in _PAPER if config.gated_layers or not METHODS[m].gated]
     for k in options.local_steps:

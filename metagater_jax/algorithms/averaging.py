@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from metagater_jax.adaptation import fine_tune
 from metagater_jax.checks import check_positive
 from metagater_jax.federated import Algorithm, ClientUpdate
-from metagater_jax.local import Loss
+from metagater_jax.local import Loss, local_solve
 
-__all__ = ["averaging"]
+__all__ = ["averaging", "local_training"]
 
 
 def averaging(loss: Loss, client_update: Callable[..., ClientUpdate], *, server_lr: float, adapt_lr: float, adapt_steps: int,
@@ -34,3 +35,13 @@ def averaging(loss: Loss, client_update: Callable[..., ClientUpdate], *, server_
 
   return Algorithm(init=lambda w: w, broadcast=lambda w: w, client_update=client_update, server_update=server_update,
                    deploy=lambda w: w, calibrate=lambda params, population, tasks: jnp.zeros(()), adapt=adapt)
+
+
+def local_training(loss: Loss, *, lr: float, steps: int, prox_weight: float = 0.0) -> Callable[..., ClientUpdate]:
+  """A client update whose delta is w_i − w, with w_i from `steps` steps of gradient descent on L_i(v) + (λ/2)‖v − w‖²."""
+  sgd = optax.sgd(lr)
+
+  def client_update(w, draw, key):
+    w_i, value = local_solve(loss, w, draw, key, prox_weight=prox_weight, steps=steps, optimizer=sgd)
+    return ClientUpdate(jax.tree.map(lambda a, b: a - b, w_i, w), {"loss": value})
+  return client_update

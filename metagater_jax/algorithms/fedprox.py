@@ -1,12 +1,9 @@
 """FedProx (Li et al. 2020): FedAvg with a pull of the local models to the global one."""
 
-import jax
-import optax
-
-from metagater_jax.algorithms.averaging import averaging
+from metagater_jax.algorithms.averaging import averaging, local_training
 from metagater_jax.checks import check_positive
-from metagater_jax.federated import Algorithm, ClientUpdate
-from metagater_jax.local import Loss, local_solve
+from metagater_jax.federated import Algorithm
+from metagater_jax.local import Loss
 
 __all__ = ["fedprox"]
 
@@ -26,10 +23,5 @@ def fedprox(loss: Loss, *, local_lr: float, prox_weight: float = 0.1, local_step
     chunk: samples at a time in the adaptation.
   """
   check_positive(local_lr=local_lr, local_steps=local_steps, prox_weight=prox_weight)
-  sgd = optax.sgd(local_lr)
-
-  def client_update(w, draw, key):
-    w_i, value = local_solve(loss, w, draw, key, prox_weight=prox_weight, steps=local_steps, optimizer=sgd)
-    return ClientUpdate(jax.tree.map(lambda a, b: a - b, w_i, w), {"loss": value})
-
-  return averaging(loss, client_update, server_lr=1.0, adapt_lr=adapt_lr, adapt_steps=adapt_steps, chunk=chunk)
+  train = local_training(loss, lr=local_lr, steps=local_steps, prox_weight=prox_weight)
+  return averaging(loss, train, server_lr=1.0, adapt_lr=adapt_lr, adapt_steps=adapt_steps, chunk=chunk)

@@ -1,12 +1,9 @@
 """Reptile (Nichol et al. 2018): move a part of the way to where local training leads."""
 
-import jax
-import optax
-
-from metagater_jax.algorithms.averaging import averaging
+from metagater_jax.algorithms.averaging import averaging, local_training
 from metagater_jax.checks import check_positive
-from metagater_jax.federated import Algorithm, ClientUpdate
-from metagater_jax.local import Loss, local_solve
+from metagater_jax.federated import Algorithm
+from metagater_jax.local import Loss
 
 __all__ = ["reptile"]
 
@@ -26,10 +23,5 @@ def reptile(loss: Loss, *, local_lr: float, server_lr: float = 0.5, local_steps:
     chunk: samples at a time in the adaptation.
   """
   check_positive(local_lr=local_lr, local_steps=local_steps)
-  sgd = optax.sgd(local_lr)
-
-  def client_update(w, draw, key):
-    w_i, value = local_solve(loss, w, draw, key, prox_weight=0.0, steps=local_steps, optimizer=sgd)
-    return ClientUpdate(jax.tree.map(lambda a, b: a - b, w_i, w), {"loss": value})
-
-  return averaging(loss, client_update, server_lr=server_lr, adapt_lr=adapt_lr, adapt_steps=adapt_steps, chunk=chunk)
+  train = local_training(loss, lr=local_lr, steps=local_steps)
+  return averaging(loss, train, server_lr=server_lr, adapt_lr=adapt_lr, adapt_steps=adapt_steps, chunk=chunk)

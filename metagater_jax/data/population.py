@@ -13,7 +13,8 @@ import numpy as np
 
 from metagater_jax.data.partition import Partition
 
-__all__ = ["Batch", "Population", "TaskData", "make_population", "make_populations", "make_task", "sample_batch", "sample_positions", "to_float"]
+__all__ = ["Batch", "Population", "TaskData", "make_population", "make_populations", "make_task", "sample_batch",
+           "sample_positions", "to_float"]
 
 
 class Batch(NamedTuple):

@@ -122,9 +122,9 @@ def test_adaptation_is_gradient_descent_on_all_of_the_tasks_data(name, linear_pr
     np.testing.assert_allclose(adapted[leaf], expected[leaf], rtol=1e-5, atol=1e-6)
 
 
-def rounds_of(algorithm, population, key, params, rounds=3):
+def rounds_of(algorithm, population, key, params, rounds=3, batch_size=4):
   state = mg.federated_init(algorithm, params, key)
-  run = jax.jit(partial(mg.run_rounds, algorithm, rounds=rounds, cohort=3, batch_size=4))
+  run = jax.jit(partial(mg.run_rounds, algorithm, rounds=rounds, cohort=3, batch_size=batch_size))
   return algorithm.deploy(run(state, population, jnp.arange(5))[0].server)
 
 
@@ -136,9 +136,11 @@ def test_limits_in_which_the_methods_are_one(linear_problem, key):
   # With one local step a pull to where one starts does nothing, and Reptile at ε is FedAvg at the rate εη.
   chex.assert_trees_all_equal(run(mg.fedprox(linear_loss, local_lr=0.1, prox_weight=5.0)), one_step)
   chex.assert_trees_all_close(run(mg.reptile(linear_loss, local_lr=0.2, server_lr=0.5, local_steps=1)), one_step, rtol=1e-5)
-  # One local round of pFedMe with one inner step at any rate moves by η λ (rate) times the gradient.
+  # One local round of pFedMe with one inner step moves by η λ (inner rate) times the gradient: FedAvg at that rate. Both
+  # see whole tasks, since their draws are not the same.
+  whole = partial(run, batch_size=9)
   pfedme = mg.pfedme(linear_loss, local_lr=0.5, personal_lr=0.05, prox_weight=4.0, inner_steps=1)
-  assert jax.tree.map(jnp.shape, run(pfedme)) == jax.tree.map(jnp.shape, one_step)
+  chex.assert_trees_all_close(whole(pfedme), whole(mg.fedavg(linear_loss, local_lr=0.5 * 4.0 * 0.05)), rtol=1e-5)
   many = run(mg.fedavg(linear_loss, local_lr=0.1, local_steps=4))
   chex.assert_trees_all_close(run(mg.fedprox(linear_loss, local_lr=0.1, local_steps=4, prox_weight=1e-6)), many, rtol=1e-4)
   with pytest.raises(AssertionError):

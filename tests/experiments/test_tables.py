@@ -5,12 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import numpy as np
 import pytest
 
 from experiments import protocols, report, tables
 from experiments.config import ConfigError
-from experiments.training import run, run_seeds
+from experiments.training import load_parameters, run, run_seeds
 from configs import digits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,8 +154,12 @@ def test_several_seeds_are_single_runs(tmp_path):
     several = run_seeds(c, {seed: tmp_path / axis / str(seed) for seed in (1, 2)}, quiet=True)
     for seed in (1, 2):
       assert several[seed]["seed"] == seed and several[seed]["seeds_together"] == (2 if axis == "vmap" else 1)
-      np.testing.assert_allclose(several[seed]["accuracy"]["per_task"], single[seed]["accuracy"]["per_task"], atol=0.06)
-      np.testing.assert_allclose(several[seed]["gate_threshold"], single[seed]["gate_threshold"], rtol=0.1)
+      model, scalars = load_parameters(tmp_path / axis / str(seed) / "meta_model.npz")
+      expected, expected_scalars = load_parameters(tmp_path / f"single{seed}" / "meta_model.npz")
+      chex.assert_trees_all_close(model, expected, rtol=1e-3, atol=1e-5)
+      np.testing.assert_allclose(scalars["threshold"], expected_scalars["threshold"], rtol=1e-3)
+      # Nothing but a sample whose logits tie to float32 round-off may be decided otherwise.
+      np.testing.assert_allclose(several[seed]["accuracy"]["per_task"], single[seed]["accuracy"]["per_task"], atol=0.03)
       assert (json.loads((tmp_path / axis / str(seed) / "partition.json").read_text())
               == json.loads((tmp_path / f"single{seed}" / "partition.json").read_text()))
   assert single[1]["accuracy"] != single[2]["accuracy"]
