@@ -13,9 +13,8 @@ import pytest
 import metagater_jax as mg
 from configs import digits
 from experiments import config as config_module, registry, tune
-from experiments.config import ConfigError, check_config, settings_of
+from experiments.config import ConfigError, check_config
 from experiments.training import load, make_tasks
-from metagater_jax.data.datasets import load_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 
