@@ -21,10 +21,12 @@ from metagater_jax.convolution import average_pool, conv_as_matmul, max_pool
 from metagater_jax.data.partition import (
     Partition, draw_sizes, partition_by_dirichlet, partition_by_label, split_tasks)
 from metagater_jax.data.population import (
-    Batch, Population, TaskData, make_population, make_populations, make_task, sample_batch, sample_positions, to_float)
+    Batch, Minibatches, Pool, Population, TaskData, make_population, make_populations, make_task, sample_batch, sample_positions, to_float)
 from metagater_jax.evaluation import TaskMetrics, evaluate_targets, evaluate_task, mean_over_task
 from metagater_jax.federated import (
-    Algorithm, ClientUpdate, FederatedState, federated_init, federated_round, map_tasks, run_rounds, sample_cohort)
+    TASK_AXIS, Algorithm, ClientUpdate, FederatedState, RoundPlan, federated_init, federated_round, follow_plan, map_tasks,
+    plan_rounds, run_rounds, sample_cohort, task_axes,
+    task_mesh)
 from metagater_jax.gates import ChannelGate, binarize, gate_groups, logistic_noise, sparsity
 from metagater_jax.local import classification_loss, full_batch_gradient, local_solve
 from metagater_jax.models import MLP, ConvNet4, ConvNet7, ConvUnit

@@ -82,7 +82,8 @@ def two_stage_adaptation(loss: Loss, params: Params, data: TaskData, *, gate_lr:
 
 def calibrate_threshold(network: GatedNetwork, params: Params, stage_one: Callable[[Params, TaskData], Params],
                         train_data: Callable[[jax.Array], TaskData], tasks: jax.Array, sparsity: float, *,
-                        samples: int = 64, task_axis: str | int = "auto") -> jax.Array:
+                        samples: int = 64, task_axis: str | int = "auto", weight: jax.Array | None = None,
+                        axis_name: str | None = None) -> jax.Array:
   """The κ ≥ 0 of stage I at which tasks have a given sparsity on average.
 
   Each task runs stage I with κ = 0 once; then the server proposes κ, each task answers with its sparsity under it, and
@@ -99,14 +100,19 @@ def calibrate_threshold(network: GatedNetwork, params: Params, stage_one: Callab
     sparsity: wanted mean fraction of gated channels that are off, in [0, 1). Where more are off at κ = 0, κ is 0.
     samples: at most so many of a task's train samples are looked at for an answer.
     task_axis: see `map_tasks`.
+    weight: (tasks,) of the tasks in the mean, 0 for tasks that are padding; None: all the same.
+    axis_name: mesh axis over which the tasks are spread, inside `shard_map`; None: they are all here.
 
   Returns:
     κ, a scalar.
   """
+  weight = jnp.ones(tasks.shape) if weight is None else weight
+  everywhere = (lambda x: x) if axis_name is None else lambda x: jax.lax.psum(x, axis_name)
   gates = map_tasks(lambda task: stage_one(params, train_data(task))["gate"], tasks, task_axis)
-  norms = jnp.sort(jnp.concatenate([n.ravel() for n in jax.vmap(
-      lambda gate: group_norms(gate_groups, gate))(gates).values()]))
-  kappas = jnp.concatenate([jnp.zeros(1), norms])
+  norms = jnp.concatenate([n.ravel() for n in jax.vmap(lambda gate: group_norms(gate_groups, gate))(gates).values()])
+  if axis_name is not None:
+    norms = jax.lax.all_gather(norms, axis_name, tiled=True)
+  kappas = jnp.concatenate([jnp.zeros(1), jnp.sort(norms)])
 
   def mean_sparsity(kappa):
     def answer(task_and_gate):
@@ -115,7 +121,7 @@ def calibrate_threshold(network: GatedNetwork, params: Params, stage_one: Callab
       data = data._replace(index=data.index[:samples], count=jnp.minimum(data.count, samples))
       adapted = {**params, "gate": _group_lasso.prox(gate, kappa)}
       return mean_over_task(lambda batch: sparsity_of(network.apply(adapted, batch.images)[1]), data, samples)
-    return map_tasks(answer, (tasks, gates), task_axis).mean()
+    return everywhere(jnp.dot(weight, map_tasks(answer, (tasks, gates), task_axis))) / everywhere(weight.sum())
 
   def halve(_, bounds):
     low, high = bounds  # kappas[high] reaches the wanted sparsity, nothing below `low` does

@@ -67,9 +67,18 @@ def _is_nhwc(numbers, inputs, kernel):
 def max_pool(features: jax.Array, window: int = 2) -> jax.Array:
   """Non-overlapping max pooling of (batch, height, width, channels); rows and columns left over are dropped.
 
-  Where several elements share the maximum, the gradient is split among them evenly.
+  Where several elements share the maximum, the first of them gets the gradient.
   """
-  return _windows(features, window).max(axis=(2, 4))
+  return _fold_max(_fold_max(_windows(features, window), 2), 4)[:, :, 0, :, 0]
+
+
+def _fold_max(x, axis):
+  # Selections instead of a reduction: their gradient is a selection too, where that of `max` counts ties in a second pass.
+  # `split` instead of slices: its transpose writes every element once.
+  first, *rest = lax.split(x, (1,) * x.shape[axis], axis)
+  for other in rest:
+    first = jnp.where(first < other, other, first)
+  return first
 
 
 def average_pool(features: jax.Array, window: int = 2) -> jax.Array:

@@ -2,21 +2,33 @@
 
 An `Algorithm` says what a node and what the server compute. The simulated round in here only composes them (cohort, map
 over tasks, mean), so that the same two functions can run on real nodes.
+
+Whatever is random in a round is decided before it is computed, in a `RoundPlan`: a function of the run's key and the round's
+number alone. Rounds are planned many at a time, so that drawing costs nothing beside computing; what a plan asks for can be
+read from a disk while earlier rounds run (`metagater_jax.data.stream`); and a plan's nodes can be spread over any number of
+devices or processes without a change in what each of them draws.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
-from metagater_jax.data.population import Population, TaskData, sample_batch, sample_positions
+from metagater_jax.data.population import Minibatches, Pool, Population, sample_positions
 from metagater_jax.local import DrawBatch
 
-__all__ = ["Algorithm", "ClientUpdate", "FederatedState", "federated_init", "federated_round", "map_tasks", "run_rounds",
-           "sample_cohort"]
+__all__ = ["TASK_AXIS", "Algorithm", "ClientUpdate", "FederatedState", "RoundPlan", "federated_init", "federated_round",
+           "follow_plan", "map_tasks", "plan_rounds", "run_rounds", "sample_cohort", "task_axes", "task_mesh"]
 
 Params = Any
+
+# Name of the mesh axis over which tasks are spread.
+TASK_AXIS = "tasks"
+# At most so many rounds are planned at a time.
+_PLANNED = 20
 
 
 class ClientUpdate(NamedTuple):
@@ -32,21 +44,28 @@ class Algorithm(NamedTuple):
   Attributes:
     init: `params -> server state`.
     broadcast: `server state -> params` that the server sends to the nodes of a round.
-    client_update: `(params, draw, key) -> ClientUpdate`, on one node; `draw(key)` gives a minibatch of its train data.
+    client_update: `(params, draw) -> ClientUpdate`, on one node; `draw(i)` gives its i-th minibatch of the round with a key
+      for what is random inside the model on it, i = 0 … draws − 1.
     server_update: `(server state, mean delta) -> server state`.
     deploy: `server state -> params` of the meta-model that a target task starts from.
-    calibrate: `(params, population, tasks) -> calibration`: what target tasks need beside the meta-model, learned on
-      training tasks after meta-training (for MetaGater the threshold that sets the sparsity).
+    calibrate: `(params, population, tasks, weight, axis_name) -> calibration`: what target tasks need beside the meta-model,
+      learned on training tasks after meta-training (for MetaGater the threshold that sets the sparsity). `weight` (tasks,) is
+      0 for padding; `axis_name` names the mesh axis that the tasks are spread over, or is None.
     adapt: `(params, task data, calibration) -> params` adapted to a target task.
+    draws: minibatches that a client update uses.
+    mergeable: whether the mean of the nodes' updates is the update on their minibatches merged to one, weighted batch: true
+      of one gradient step from the same parameters.
   """
 
   init: Callable[[Params], Any]
   broadcast: Callable[[Any], Params]
-  client_update: Callable[[Params, DrawBatch, jax.Array], ClientUpdate]
+  client_update: Callable[[Params, DrawBatch], ClientUpdate]
   server_update: Callable[[Any, Params], Any]
   deploy: Callable[[Any], Params]
-  calibrate: Callable[[Params, Population, jax.Array], Any]
+  calibrate: Callable[..., Any]
   adapt: Callable[..., Params]
+  draws: int = 1
+  mergeable: bool = False
 
 
 class FederatedState(NamedTuple):
@@ -61,9 +80,50 @@ class FederatedState(NamedTuple):
   server: Any
 
 
+class RoundPlan(NamedTuple):
+  """What is random in a round, with any leading axes (rounds).
+
+  Attributes:
+    tasks: (…, nodes) numbers of the cohort's tasks. Nodes beyond the cohort are padding: a task once more.
+    share: (…, nodes) weights of the nodes in the mean; they add up to 1, padding has 0.
+    positions: (…, nodes, draws, batch) which samples of its task a node draws; numbers from the task's size on are padding.
+    weight: (…, nodes, draws, batch) 1, or 0 for padding.
+    keys: (…, nodes, draws) for what is random inside the model.
+  """
+
+  tasks: jax.Array
+  share: jax.Array
+  positions: jax.Array
+  weight: jax.Array
+  keys: jax.Array
+
+
 def federated_init(algorithm: Algorithm, params: Params, key: jax.Array) -> FederatedState:
   """The state before the first round."""
   return FederatedState(jnp.zeros((), jnp.int32), key, algorithm.init(params))
+
+
+def task_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh of these devices (None: all there are) with the one axis over which tasks are spread."""
+  return Mesh(np.array(jax.devices() if devices is None else devices), (TASK_AXIS,))
+
+
+def task_axes(mergeable: bool = False) -> tuple[str, ...]:
+  """The names that `task_axis` may have, beside positive numbers."""
+  return ("auto", "vmap", "map", *(["merged"] if mergeable else []))
+
+
+def _how(task_axis, mergeable=False):
+  if task_axis == "auto":
+    # On a CPU one node's intermediates fit in the cache; an accelerator wants one large product.
+    return "map" if jax.default_backend() == "cpu" else "merged" if mergeable else "vmap"
+  if task_axis in task_axes(mergeable) or (type(task_axis) is int and task_axis > 0):
+    return task_axis
+  if task_axis == "merged":
+    raise ValueError("task_axis 'merged' needs an algorithm whose mean update is that on the merged batch: one local step of "
+                     "plain gradient descent. Use 'vmap', 'map' or a number of tasks.")
+  raise ValueError("task_axis must be 'auto', 'vmap', 'map', 'merged' or a positive number of tasks, got "
+                   f"{task_axis!r}.")
 
 
 def map_tasks(function: Callable[[Any], Any], tasks: Any, how: str | int = "auto") -> Any:
@@ -75,15 +135,35 @@ def map_tasks(function: Callable[[Any], Any], tasks: Any, how: str | int = "auto
     how: "vmap" (all at once), "map" (one after the other: less memory, and on a CPU faster, since a task's
       intermediates fit in the cache), a number (so many at once), or "auto": "map" on CPU, "vmap" elsewhere.
   """
-  if how == "auto":
-    how = "map" if jax.default_backend() == "cpu" else "vmap"
+  how = _how(how)
   if how == "vmap":
     return jax.vmap(function)(tasks)
   if how == "map":
     return jax.lax.map(function, tasks)
-  if isinstance(how, int) and not isinstance(how, bool) and how > 0:
-    return jax.lax.map(function, tasks, batch_size=how)
-  raise ValueError(f"map_tasks: how must be 'auto', 'vmap', 'map' or a positive number of tasks, got {how!r}.")
+  return jax.lax.map(function, tasks, batch_size=how)
+
+
+def _weighted_sum(function, tasks, share, how):
+  """Σ_i share_i function(tasks_i). Only "vmap" ever holds all of the results."""
+  count = share.shape[0]
+  together = {"vmap": count, "map": 1}.get(how, how)
+
+  def block(tasks, share):
+    if share.shape[0] == 1:
+      result = function(jax.tree.map(lambda x: x[0], tasks))
+      return jax.tree.map(lambda x: share[0] * x, result)
+    return jax.tree.map(lambda x: jnp.tensordot(share, x, axes=1), jax.vmap(function)(tasks))
+
+  blocks, rest = divmod(count, together)
+  if blocks <= 1 and not rest:
+    return block(tasks, share)
+  whole = jax.tree.map(lambda x: x[:count - rest].reshape(blocks, together, *x.shape[1:]), (tasks, share))
+  first = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(
+      lambda whole: block(*jax.tree.map(lambda x: x[0], whole)), whole))
+  total, _ = jax.lax.scan(lambda total, x: (jax.tree.map(jnp.add, total, block(*x)), None), first, whole)
+  if rest:
+    total = jax.tree.map(jnp.add, total, block(*jax.tree.map(lambda x: x[count - rest:], (tasks, share))))
+  return total
 
 
 def sample_cohort(key: jax.Array, clients: jax.Array, size: int) -> jax.Array:
@@ -97,57 +177,145 @@ def sample_cohort(key: jax.Array, clients: jax.Array, size: int) -> jax.Array:
   return clients[sample_positions(key, jnp.array(clients.shape[0]), size)]
 
 
-def client_round(algorithm: Algorithm, params: Params, data: TaskData, key: jax.Array, batch_size: int) -> ClientUpdate:
-  """One node's part of a round, with minibatches drawn from its train data."""
-  return algorithm.client_update(params, lambda key: sample_batch(key, data, batch_size), key)
+def plan_rounds(key: jax.Array, start: jax.Array, counts: jax.Array, clients: jax.Array, *, rounds: int, cohort: int,
+                batch_size: int, draws: int = 1, weighted: bool = False, multiple: int = 1) -> RoundPlan:
+  """The plan of rounds `start` … `start + rounds − 1`.
+
+  A node's randomness is a function of (key, round, task number), so neither its place in the cohort nor the padding beside
+  it changes what it computes.
+
+  Args:
+    key: the run's.
+    start: number of the first round.
+    counts: (tasks,) train samples of each task of the population.
+    clients: (training tasks,) their numbers in the population.
+    rounds: how many.
+    cohort: nodes per round, drawn without replacement.
+    batch_size: of the nodes' minibatches, drawn without replacement; a smaller task gives all it has.
+    draws: minibatches per node.
+    weighted: average by the nodes' numbers of train samples instead of evenly.
+    multiple: the cohort is padded to a multiple of this, for so many devices.
+
+  Raises:
+    ValueError: a cohort larger than the clients.
+  """
+  padding = -cohort % multiple
+
+  def one(round_):
+    cohort_key, client_key = jax.random.split(jax.random.fold_in(key, round_))
+    tasks = sample_cohort(cohort_key, clients, cohort)
+    share = counts[tasks].astype(jnp.float32) if weighted else jnp.ones(cohort)
+    share = jnp.pad(share / share.sum(), (0, padding))
+    tasks = jnp.concatenate([tasks, jnp.broadcast_to(tasks[:1], (padding,))])
+    client_keys = jax.vmap(jax.random.fold_in, (None, 0))(client_key, tasks)
+    keys = jax.vmap(lambda key: jax.vmap(jax.random.split)(jax.random.split(key, draws)))(client_keys)
+    positions = jax.vmap(lambda keys, count: jax.vmap(lambda key: sample_positions(key, count, batch_size))(keys))(
+        keys[..., 0], counts[tasks])
+    return RoundPlan(tasks, share, positions, (positions < counts[tasks][:, None, None]).astype(jnp.float32), keys[..., 1])
+  return jax.vmap(one)(start + jnp.arange(rounds))
 
 
-def federated_round(algorithm: Algorithm, state: FederatedState, population: Population, clients: jax.Array, *,
-                    cohort: int, batch_size: int, task_axis: str | int = "auto", weighted: bool = False
-                    ) -> tuple[FederatedState, dict[str, jax.Array]]:
-  """One communication round: sample the cohort, update it locally, average, update the server.
-
-  A node's randomness is a function of (key, round, task number), so neither its place in the cohort nor the padding
-  beside it changes what it computes.
+def follow_plan(algorithm: Algorithm, server: Any, plan: RoundPlan, minibatches: Minibatches, pool: Pool, *,
+                task_axis: str | int = "auto", mesh: Mesh | None = None) -> tuple[Any, dict[str, jax.Array]]:
+  """The rounds of a plan, in one program without a return to the host.
 
   Args:
     algorithm: what nodes and server compute.
-    state: from `federated_init` or the round before.
-    population: all tasks.
-    clients: (training tasks,) their numbers in the population.
-    cohort: nodes per round, drawn without replacement.
-    batch_size: of the nodes' minibatches.
-    task_axis: see `map_tasks`.
-    weighted: average by the nodes' numbers of train samples instead of evenly.
+    server: the server's state.
+    plan: with a leading axis of rounds.
+    minibatches: what the plan's nodes draw, with leading axes (rounds, nodes).
+    pool: that `minibatches` has rows of.
+    task_axis: "vmap" (all of a round's nodes at once), "map" (one after the other), a number (so many at once), "merged" (as
+      one batch; needs a mergeable algorithm), or "auto": "map" on CPU, "merged" elsewhere, or "vmap" where that cannot be.
+    mesh: `task_mesh`, over which the nodes are spread; the server's part is computed everywhere.
+
+  Returns:
+    The server's state after the last round, and the nodes' mean metrics, (rounds,).
+
+  Raises:
+    ValueError: nodes that the devices do not divide, or an unknown `task_axis`.
+  """
+  how = _how(task_axis, algorithm.mergeable)
+  if mesh is not None:
+    _check_mesh(mesh, plan.share.shape[1])
+
+  def mean_update(params, share, keys, minibatches, pool):
+    if how == "merged":
+      # The batch is weighted to 1 whatever the nodes' share of the whole, since a loss may divide by its weight.
+      total = share.sum()  # 0 on a device that has nothing but padding
+      batch = minibatches.merged(jnp.where(total > 0, share / total, 1 / share.shape[0]), pool)
+      return jax.tree.map(lambda x: total * x, algorithm.client_update(params, lambda i: (batch, keys[:, 0])))
+
+    def node(node):
+      keys, own = node
+      return algorithm.client_update(params, lambda i: (own.batch(i, pool), keys[i]))
+    return _weighted_sum(node, (keys, minibatches), share, how)
+
+  def rounds(server, share, keys, minibatches, pool):
+    def one(server, nodes):
+      mean = mean_update(algorithm.broadcast(server), *nodes, pool)
+      if mesh is not None:
+        mean = jax.lax.psum(mean, TASK_AXIS)
+      return algorithm.server_update(server, mean.delta), mean.metrics
+    return jax.lax.scan(one, server, (share, keys, minibatches))
+
+  if mesh is not None:
+    nodes = PartitionSpec(None, TASK_AXIS)
+    rounds = jax.shard_map(rounds, mesh=mesh, in_specs=(PartitionSpec(), nodes, nodes, nodes, PartitionSpec()),
+                           out_specs=PartitionSpec(), check_vma=False)
+  return rounds(server, plan.share, plan.keys, minibatches, pool)
+
+
+def federated_round(algorithm: Algorithm, state: FederatedState, population: Population, clients: jax.Array, **options
+                    ) -> tuple[FederatedState, dict[str, jax.Array]]:
+  """One communication round: sample the cohort, update it locally, average, update the server.
+
+  Arguments as in `run_rounds`.
 
   Returns:
     The state after the round, and the nodes' mean metrics.
   """
-  round_key = jax.random.fold_in(state.key, state.round)
-  cohort_key, client_key = jax.random.split(round_key)
-  chosen = sample_cohort(cohort_key, clients, cohort)
-  params = algorithm.broadcast(state.server)
-
-  def client(task):
-    return client_round(algorithm, params, population.train(task), jax.random.fold_in(client_key, task), batch_size)
-
-  updates = map_tasks(client, chosen, task_axis)
-  weight = population.train_count[chosen].astype(jnp.float32) if weighted else jnp.ones(cohort)
-  weight /= weight.sum()
-  mean = jax.tree.map(lambda x: jnp.tensordot(weight, x, axes=1), updates)
-  server = algorithm.server_update(state.server, mean.delta)
-  return FederatedState(state.round + 1, state.key, server), mean.metrics
+  state, metrics = run_rounds(algorithm, state, population, clients, rounds=1, **options)
+  return state, jax.tree.map(lambda x: x[0], metrics)
 
 
 def run_rounds(algorithm: Algorithm, state: FederatedState, population: Population, clients: jax.Array, *, rounds: int,
-               **options) -> tuple[FederatedState, dict[str, jax.Array]]:
+               cohort: int, batch_size: int, task_axis: str | int = "auto", weighted: bool = False, mesh: Mesh | None = None
+               ) -> tuple[FederatedState, dict[str, jax.Array]]:
   """`rounds` rounds in one program, without a return to the host; metrics are stacked to (rounds,).
 
   To be jitted with the state donated, the population as an argument (not captured):
 
       step = jax.jit(partial(run_rounds, algorithm, rounds=10, cohort=5, batch_size=20), donate_argnums=0)
       state, metrics = step(state, population, clients)
+
+  Args:
+    algorithm: what nodes and server compute.
+    state: from `federated_init` or the rounds before.
+    population: all tasks.
+    clients: (training tasks,) their numbers in the population.
+    rounds, cohort, batch_size, weighted: see `plan_rounds`.
+    task_axis, mesh: see `follow_plan`. The population is on every device of the mesh.
   """
-  def one(state, _):
-    return federated_round(algorithm, state, population, clients, **options)
-  return jax.lax.scan(one, state, length=rounds)
+  block = max(size for size in range(1, _PLANNED + 1) if rounds % size == 0)
+
+  def blocks(state, _):
+    plan = plan_rounds(state.key, state.round, population.train_count, clients, rounds=block, cohort=cohort,
+                       batch_size=min(batch_size, population.train_index.shape[1]), draws=algorithm.draws, weighted=weighted,
+                       multiple=1 if mesh is None else mesh.size)
+    rows = population.train_index[plan.tasks[..., None, None], plan.positions]
+    server, metrics = follow_plan(algorithm, state.server, plan, Minibatches(rows, None, None, plan.weight),
+                                  population.pool, task_axis=task_axis, mesh=mesh)
+    return FederatedState(state.round + block, state.key, server), metrics
+
+  if block == rounds:
+    return blocks(state, None)
+  state, metrics = jax.lax.scan(blocks, state, length=rounds // block)
+  return state, jax.tree.map(lambda x: x.reshape(rounds, *x.shape[2:]), metrics)
+
+
+def _check_mesh(mesh, nodes):
+  if mesh.axis_names != (TASK_AXIS,):
+    raise ValueError(f"the mesh must have one axis, '{TASK_AXIS}', but has {mesh.axis_names}; make it with task_mesh().")
+  if nodes % mesh.size:
+    raise ValueError(f"{nodes} nodes cannot be spread evenly over {mesh.size} devices; plan them with multiple={mesh.size}.")

@@ -16,8 +16,9 @@ Params = Any
 # loss(params, batch, key) -> scalar: the mean over the batch's rows with their weights. The key is for randomness inside
 # the model (gate noise); None asks for the deterministic model.
 Loss = Callable[[Params, Batch, jax.Array | None], jax.Array]
-# draw(key) -> Batch: a fresh minibatch of the node's train data.
-DrawBatch = Callable[[jax.Array], Batch]
+# draw(i) -> (Batch, key): the i-th minibatch of the node's train data in a round, with a key for the randomness inside the
+# model on it.
+DrawBatch = Callable[[jax.Array | int], tuple[Batch, jax.Array | None]]
 
 
 def classification_loss(network: GatedNetwork) -> Loss:
@@ -29,15 +30,14 @@ def classification_loss(network: GatedNetwork) -> Loss:
   return loss
 
 
-def local_solve(loss: Loss, center: Params, draw: DrawBatch, key: jax.Array, *, prox_weight: float, steps: int,
+def local_solve(loss: Loss, center: Params, draw: DrawBatch, *, prox_weight: float, steps: int,
                 optimizer: optax.GradientTransformation, start: Params | None = None) -> tuple[Params, jax.Array]:
   """w_i ≈ argmin_v L_i(v) + (λ/2)‖v − md‖² (Eq. 5), by `steps` steps of gradient descent from md.
 
   Args:
     loss: L_i, on minibatches.
     center: md, what the solution is pulled to, and where the steps start.
-    draw: gives the minibatch of each step from a key.
-    key: of all randomness in here.
+    draw: gives the minibatch of step i = 0 … K − 1, with a key for the randomness inside the model on it.
     prox_weight: λ; 0 is plain local training.
     steps: K.
     optimizer: how a step is made from the gradient; `optax.sgd(η)` is the paper's.
@@ -46,16 +46,15 @@ def local_solve(loss: Loss, center: Params, draw: DrawBatch, key: jax.Array, *, 
   Returns:
     w_i and the mean of the losses L_i met on the way (without the pull).
   """
-  def step(carry, key):
+  def step(carry, i):
     v, optimizer_state = carry
-    batch_key, noise_key = jax.random.split(key)
-    value, gradient = jax.value_and_grad(loss)(v, draw(batch_key), noise_key)
+    value, gradient = jax.value_and_grad(loss)(v, *draw(i))
     gradient = jax.tree.map(lambda g, v, md: g + prox_weight * (v - md), gradient, v, center)
     updates, optimizer_state = optimizer.update(gradient, optimizer_state, v)
     return (optax.apply_updates(v, updates), optimizer_state), value
 
   start = center if start is None else start
-  (solution, _), losses = jax.lax.scan(step, (start, optimizer.init(start)), jax.random.split(key, steps))
+  (solution, _), losses = jax.lax.scan(step, (start, optimizer.init(start)), jnp.arange(steps))
   return solution, losses.mean()
 
 

@@ -32,8 +32,11 @@ class ConvUnit(nn.Module):
   def __call__(self, z: jax.Array) -> jax.Array:
     kernel = self.param("kernel", _he, (3, 3, z.shape[-1], self.features))
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
-    h = jax.nn.relu(conv_as_matmul(z, kernel, (1, 1), "SAME") + bias)
-    return {None: lambda h: h, "max": max_pool, "average": average_pool}[self.pool](h)
+    h = conv_as_matmul(z, kernel, (1, 1), "SAME")
+    if self.pool == "max":  # relu and a bias per channel are monotone: after the maximum there is a quarter of the work
+      return jax.nn.relu(max_pool(h) + bias)
+    h = jax.nn.relu(h + bias)
+    return average_pool(h) if self.pool == "average" else h
 
   @nn.nowrap
   def positions(self, z: jax.Array) -> int:

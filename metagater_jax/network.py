@@ -144,7 +144,8 @@ class GatedNetwork:
     Args:
       params: as `init` makes them.
       images: (batch, …) floats.
-      key: for the noise of training masks; None (inference and adaptation): m = 1[ℓ > 0] without noise.
+      key: for the noise of training masks; None (inference and adaptation): m = 1[ℓ > 0] without noise. Several keys (n,)
+        are for as many equal parts of the batch, in order: a merged batch of n nodes has the noise that they have apart.
 
     Raises:
       ValueError: images of a shape that these parameters are not made for.
@@ -158,8 +159,7 @@ class GatedNetwork:
         return out
       log_odds = self._gate(out.shape[-1]).apply({"params": params["gate"][layer]}, args[0])
       if key is not None and self.temperature is not None:
-        noise_key = jax.random.fold_in(key, self.gated_layers.index(layer))
-        log_odds = log_odds + logistic_noise(noise_key, log_odds.shape, log_odds.dtype)
+        log_odds = log_odds + _noise(key, self.gated_layers.index(layer), log_odds)
       masks[layer] = binarize(log_odds, self.temperature)
       return out * jnp.expand_dims(masks[layer], tuple(range(1, out.ndim - 1)))
 
@@ -177,3 +177,11 @@ class GatedNetwork:
 
   def _gate(self, channels):
     return ChannelGate(channels, self.hidden, self.initial_log_odds, self.logit_scale)
+
+
+def _noise(key, number, like):
+  draw = lambda key, rows: logistic_noise(jax.random.fold_in(key, number), (rows, *like.shape[1:]), like.dtype)
+  if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1:
+    nodes = key.shape[0]
+    return jax.vmap(lambda key: draw(key, like.shape[0] // nodes))(key).reshape(like.shape)
+  return draw(key, like.shape[0])

@@ -8,6 +8,8 @@ import metagater_jax as mg
 
 # Hundreds of small programs are compiled here and run once or twice: compiling them well takes longer than running them.
 jax.config.update("jax_disable_most_optimizations", True)
+# Some tests spread tasks over devices; everything else runs on the first.
+jax.config.update("jax_num_cpu_devices", 8)
 
 
 @pytest.fixture(scope="session")

@@ -33,23 +33,29 @@ def numpy_rounds(tasks, w, *, rounds, steps, lr, prox_weight, beta, mu, weights)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("task_axis", ["vmap", "map", 2])
-def test_rounds_are_a_loop_over_tasks(linear_problem, key, weighted, task_axis):
+@pytest.mark.parametrize("task_axis, steps, devices", [("vmap", 3, 1), ("map", 3, 1), (2, 3, 1), ("merged", 1, 1),
+                                                       ("map", 3, 2), ("vmap", 3, 8), ("merged", 1, 4)])
+def test_rounds_are_a_loop_over_tasks(linear_problem, key, weighted, task_axis, steps, devices):
   population, tasks = linear_problem
   sizes = np.array([len(y) for _, y in tasks])
   weights = sizes / sizes.sum() if weighted else np.full(5, 0.2)
-  expected = numpy_rounds(tasks, np.array([0.5, -1.0, 0.2, 0.3]), rounds=4, steps=3, lr=0.05, prox_weight=3.0, beta=0.2,
-                          mu=0.05, weights=weights)
-  algorithm = mg.metagater(linear_loss, local_lr=0.05, prox_weight=3.0, local_steps=3, beta=0.2, penalty=mg.l1(),
+  expected = numpy_rounds(tasks, np.array([0.5, -1.0, 0.2, 0.3]), rounds=4, steps=steps, lr=0.05, prox_weight=3.0,
+                          beta=0.2, mu=0.05, weights=weights)
+  algorithm = mg.metagater(linear_loss, local_lr=0.05, prox_weight=3.0, local_steps=steps, beta=0.2, penalty=mg.l1(),
                            penalty_weight=0.05)
   state = mg.federated_init(algorithm, {"w": jnp.array([0.5, -1.0, 0.2]), "b": jnp.array(0.3)}, key)
   # The cohort is everybody and a batch is a whole task, so that no draw is left and padding occurs in every task but one.
   rounds = jax.jit(partial(mg.run_rounds, algorithm, rounds=4, cohort=5, batch_size=9, weighted=weighted,
-                           task_axis=task_axis))
+                           task_axis=task_axis, mesh=mesh_of(devices)))
   state, metrics = rounds(state, population, jnp.arange(5))
   model = algorithm.deploy(state.server)
   np.testing.assert_allclose(np.append(model["w"], model["b"]), expected, rtol=2e-5, atol=1e-6)
   assert state.round == 4 and metrics["loss"].shape == (4,)
+
+
+def mesh_of(devices):
+  """None for one device, so that the plain path is tested; five tasks on two, four or eight devices need padding."""
+  return mg.task_mesh(jax.devices()[:devices]) if devices > 1 else None
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +94,57 @@ def test_order_and_padding_of_tasks_do_not_change_a_round(gated):
   chex.assert_trees_all_close(padded.server, expected.server, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("task_axis", ["vmap", 2])
-def test_how_tasks_are_mapped_does_not_change_a_round(gated, task_axis):
+@pytest.mark.parametrize("task_axis, devices", [("vmap", 1), (2, 1), (3, 1), ("map", 8), ("vmap", 2)])
+def test_how_tasks_are_mapped_does_not_change_a_round(gated, task_axis, devices):
   algorithm, state, population = gated
-  run = lambda how: jax.jit(partial(mg.federated_round, algorithm, cohort=4, batch_size=8, task_axis=how))(
-      state, population, jnp.arange(6))[0]
-  chex.assert_trees_all_close(run(task_axis).server, run("map").server, rtol=1e-3, atol=1e-5)
+  run = lambda how, devices=1: jax.jit(partial(mg.federated_round, algorithm, cohort=4, batch_size=8, task_axis=how,
+                                               mesh=mesh_of(devices)))(state, population, jnp.arange(6))[0]
+  chex.assert_trees_all_close(run(task_axis, devices).server, run("map").server, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_merged_batch_gives_the_mean_of_the_nodes_gate_noise_included(small_network, gated, devices):
+  """Tasks smaller than a batch are among them, so rows of padding are too."""
+  _, state, population = gated
+  algorithm = mg.metagater(mg.classification_loss(small_network), local_lr=0.1)
+  assert algorithm.mergeable
+  run = lambda **options: jax.jit(partial(mg.run_rounds, algorithm, rounds=3, cohort=5, batch_size=20, weighted=True,
+                                          **options))(state, population, jnp.arange(6))
+  (expected, losses), (merged, merged_losses) = run(task_axis="map"), run(task_axis="merged", mesh=mesh_of(devices))
+  chex.assert_trees_all_close(merged.server, expected.server, rtol=1e-3, atol=1e-5)
+  np.testing.assert_allclose(merged_losses["loss"], losses["loss"], rtol=1e-5)
+
+
+def test_what_cannot_be_merged_says_so(linear_problem, key):
+  population, _ = linear_problem
+  algorithm = mg.fedavg(linear_loss, local_lr=0.1, local_steps=2)
+  with pytest.raises(ValueError, match="'merged' needs an algorithm whose mean update.*one local step"):
+    mg.federated_round(algorithm, mg.federated_init(algorithm, {"w": jnp.zeros(3), "b": jnp.array(0.0)}, key), population,
+                       jnp.arange(5), cohort=2, batch_size=4, task_axis="merged")
+
+
+def test_a_plan_depends_on_key_and_round_alone(linear_problem, key):
+  """So rounds may be planned in any blocks, padded for any number of devices, by any process."""
+  population, _ = linear_problem
+  plan = partial(mg.plan_rounds, key, counts=population.train_count, clients=jnp.arange(5), cohort=3, batch_size=4, draws=2)
+  whole = plan(start=0, rounds=6)
+  chex.assert_trees_all_equal(jax.tree.map(lambda x: x[2:5], whole), plan(start=2, rounds=3))
+  padded = plan(start=0, rounds=6, multiple=4)
+  chex.assert_trees_all_equal(jax.tree.map(lambda x: x[:, :3], padded), whole)
+  assert padded.share.shape == (6, 4) and (padded.share[:, 3] == 0).all()
+  np.testing.assert_allclose(padded.share.sum(1), 1, rtol=1e-6)
+  size = np.asarray(population.train_count)[np.asarray(whole.tasks)][:, :, None, None]
+  np.testing.assert_array_equal(whole.weight, np.asarray(whole.positions) < size)
+
+
+def test_a_mesh_that_does_not_fit():
+  plan = mg.plan_rounds(jax.random.key(0), 0, jnp.full(5, 9), jnp.arange(5), rounds=1, cohort=3, batch_size=2)
+  pool = mg.Pool(None, None, jnp.ones(2))
+  follow = lambda mesh: mg.follow_plan(mg.fedavg(linear_loss, local_lr=0.1), {}, plan, None, pool, mesh=mesh)
+  with pytest.raises(ValueError, match="3 nodes cannot be spread evenly over 2 devices; plan them with multiple=2"):
+    follow(mesh_of(2))
+  with pytest.raises(ValueError, match="must have one axis, 'tasks', but has .'x',."):
+    follow(jax.make_mesh((3,), ("x",), devices=jax.devices()[:3]))
 
 
 def test_a_run_goes_on_from_a_saved_state_as_if_it_had_not_stopped(gated):
@@ -118,7 +169,7 @@ def test_cohorts_are_drawn_without_replacement_and_evenly():
 
 
 def test_unknown_task_axis():
-  with pytest.raises(ValueError, match="'auto', 'vmap', 'map' or a positive number.*'pmap'"):
+  with pytest.raises(ValueError, match="'auto', 'vmap', 'map', 'merged' or a positive number.*'pmap'"):
     mg.map_tasks(lambda x: x, jnp.arange(3), "pmap")
 
 

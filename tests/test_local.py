@@ -19,7 +19,7 @@ def test_many_steps_reach_the_minimizer_of_the_local_problem(linear_problem, key
   population, tasks = linear_problem
   md = {"w": jnp.array([0.5, -1.0, 0.2]), "b": jnp.array(0.3)}
   batch = whole_task(population, 1)
-  solution, _ = jax.jit(lambda md: mg.local_solve(linear_loss, md, lambda k: batch, key, prox_weight=2.0, steps=400,
+  solution, _ = jax.jit(lambda md: mg.local_solve(linear_loss, md, lambda i: (batch, None), prox_weight=2.0, steps=400,
                                                   optimizer=optax.sgd(0.2)))(md)
   # argmin ½|Xv − y|²/n + (λ/2)|v − md|² has a closed form.
   x, y = tasks[1]
@@ -39,7 +39,7 @@ def test_loss_is_the_mean_over_the_steps_without_the_pull(linear_problem, key):
     values.append(linear_loss(v, batch, None))
     gradient = jax.grad(linear_loss)(v, batch, None)
     v = jax.tree.map(lambda v, g, m: v - 0.1 * (g + 4.0 * (v - m)), v, gradient, md)
-  solution, loss = mg.local_solve(linear_loss, md, lambda k: batch, key, prox_weight=4.0, steps=3, optimizer=optax.sgd(0.1))
+  solution, loss = mg.local_solve(linear_loss, md, lambda i: (batch, None), prox_weight=4.0, steps=3, optimizer=optax.sgd(0.1))
   np.testing.assert_allclose(loss, np.mean(values), rtol=1e-6)
   np.testing.assert_allclose(solution["w"], v["w"], rtol=1e-5)
 

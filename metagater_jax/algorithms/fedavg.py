@@ -23,4 +23,5 @@ def fedavg(loss: Loss, *, local_lr: float, local_steps: int = 1, adapt_lr: float
   """
   check_positive(local_lr=local_lr, local_steps=local_steps)
   train = local_training(loss, lr=local_lr, steps=local_steps)
-  return averaging(loss, train, server_lr=1.0, adapt_lr=adapt_lr, adapt_steps=adapt_steps, chunk=chunk)
+  return averaging(loss, train, draws=local_steps, mergeable=local_steps == 1, server_lr=1.0, adapt_lr=adapt_lr,
+                   adapt_steps=adapt_steps, chunk=chunk)

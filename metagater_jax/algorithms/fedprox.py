@@ -24,4 +24,5 @@ def fedprox(loss: Loss, *, local_lr: float, prox_weight: float = 0.1, local_step
   """
   check_positive(local_lr=local_lr, local_steps=local_steps, prox_weight=prox_weight)
   train = local_training(loss, lr=local_lr, steps=local_steps, prox_weight=prox_weight)
-  return averaging(loss, train, server_lr=1.0, adapt_lr=adapt_lr, adapt_steps=adapt_steps, chunk=chunk)
+  return averaging(loss, train, draws=local_steps, mergeable=local_steps == 1, server_lr=1.0, adapt_lr=adapt_lr,
+                   adapt_steps=adapt_steps, chunk=chunk)

@@ -90,22 +90,22 @@ def metagater(
   def init(params):
     return MetaGaterState(params, server.init(params))
 
-  def client_update(md, draw, key):
-    w_i, value = local_solve(loss, md, draw, key, prox_weight=prox_weight, steps=local_steps, optimizer=sgd)
+  def client_update(md, draw):
+    w_i, value = local_solve(loss, md, draw, prox_weight=prox_weight, steps=local_steps, optimizer=sgd)
     return ClientUpdate(jax.tree.map(lambda md, w: prox_weight * (md - w), md, w_i), {"loss": value})
 
   def server_update(state, d):
     updates, optimizer = server.update(d, state.optimizer, state.md)
     return MetaGaterState(optax.apply_updates(state.md, updates), optimizer)
 
-  def calibrate(params, population, tasks):
+  def calibrate(params, population, tasks, weight=None, axis_name=None):
     if target_sparsity is None or not params["gate"]:
       return jnp.zeros(())
 
     def stage_one(params, data):
       return adapt_gate(loss, params, data, lr=gate_adapt_lr, steps=adapt_steps, chunk=chunk)
     return calibrate_threshold(network, params, stage_one, population.train, tasks, target_sparsity, samples=chunk,
-                               task_axis=task_axis)
+                               task_axis=task_axis, weight=weight, axis_name=axis_name)
 
   def adapt(params, data, threshold=0.0):
     return two_stage_adaptation(loss, params, data, gate_lr=gate_adapt_lr, backbone_lr=adapt_lr, steps=adapt_steps,
@@ -114,4 +114,4 @@ def metagater(
   return Algorithm(
       init=init, broadcast=lambda state: state.md, client_update=client_update, server_update=server_update,
       deploy=lambda state: accelerated_proximal_eval_params(state.optimizer),
-      calibrate=calibrate, adapt=adapt)
+      calibrate=calibrate, adapt=adapt, draws=local_steps, mergeable=local_steps == 1)

@@ -57,13 +57,13 @@ def per_fedavg(loss: Loss, *, local_lr: float, inner_lr: float, meta_gradient: s
       g = jax.tree.map(lambda g, a, b: g - inner_lr * (a - b) / (2 * delta), g, ahead, behind)
     return value, g
 
-  def client_update(w, draw, key):
-    def step(w_i, key):
-      inner_batch, inner_noise, outer_batch, outer_noise = jax.random.split(key, 4)
-      value, g = value_and_meta_gradient(w_i, (draw(inner_batch), inner_noise), (draw(outer_batch), outer_noise))
+  def client_update(w, draw):
+    def step(w_i, i):
+      value, g = value_and_meta_gradient(w_i, draw(2 * i), draw(2 * i + 1))
       return jax.tree.map(lambda w, g: w - local_lr * g, w_i, g), value
 
-    w_i, values = jax.lax.scan(step, w, jax.random.split(key, local_steps))
+    w_i, values = jax.lax.scan(step, w, jnp.arange(local_steps))
     return ClientUpdate(jax.tree.map(lambda a, b: a - b, w_i, w), {"loss": values.mean()})
 
-  return averaging(loss, client_update, server_lr=1.0, adapt_lr=adapt_lr, adapt_steps=adapt_steps, chunk=chunk)
+  return averaging(loss, client_update, draws=2 * local_steps, server_lr=1.0, adapt_lr=adapt_lr, adapt_steps=adapt_steps,
+                   chunk=chunk)

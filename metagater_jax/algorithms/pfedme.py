@@ -1,6 +1,7 @@
 """pFedMe (Dinh et al. 2020): Moreau envelopes without acceleration, with its own loop of local rounds."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from metagater_jax.algorithms.averaging import averaging
@@ -34,16 +35,16 @@ def pfedme(loss: Loss, *, local_lr: float, personal_lr: float, prox_weight: floa
                  prox_weight=prox_weight)
   sgd = optax.sgd(personal_lr)
 
-  def client_update(w, draw, key):
-    def local_round(carry, key):
+  def client_update(w, draw):
+    def local_round(carry, i):
       w_i, theta = carry
-      batch_key, solve_key = jax.random.split(key)
-      batch = draw(batch_key)
-      theta, value = local_solve(loss, w_i, lambda _: batch, solve_key, prox_weight=prox_weight, steps=inner_steps,
-                                 optimizer=sgd, start=theta)
+      batch, key = draw(i)
+      theta, value = local_solve(loss, w_i, lambda k: (batch, jax.random.fold_in(key, k)), prox_weight=prox_weight,
+                                 steps=inner_steps, optimizer=sgd, start=theta)
       return (jax.tree.map(lambda w, theta: w - local_lr * prox_weight * (w - theta), w_i, theta), theta), value
 
-    (w_i, _), values = jax.lax.scan(local_round, (w, w), jax.random.split(key, local_steps))
+    (w_i, _), values = jax.lax.scan(local_round, (w, w), jnp.arange(local_steps))
     return ClientUpdate(jax.tree.map(lambda a, b: a - b, w_i, w), {"loss": values.mean()})
 
-  return averaging(loss, client_update, server_lr=server_lr, adapt_lr=adapt_lr, adapt_steps=adapt_steps, chunk=chunk)
+  return averaging(loss, client_update, draws=local_steps, server_lr=server_lr, adapt_lr=adapt_lr, adapt_steps=adapt_steps,
+                   chunk=chunk)

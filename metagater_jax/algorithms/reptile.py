@@ -24,4 +24,5 @@ def reptile(loss: Loss, *, local_lr: float, server_lr: float = 0.5, local_steps:
   """
   check_positive(local_lr=local_lr, local_steps=local_steps)
   train = local_training(loss, lr=local_lr, steps=local_steps)
-  return averaging(loss, train, server_lr=server_lr, adapt_lr=adapt_lr, adapt_steps=adapt_steps, chunk=chunk)
+  return averaging(loss, train, draws=local_steps, mergeable=local_steps == 1, server_lr=server_lr, adapt_lr=adapt_lr,
+                   adapt_steps=adapt_steps, chunk=chunk)

@@ -13,7 +13,7 @@ import numpy as np
 
 from metagater_jax.data.partition import Partition
 
-__all__ = ["Batch", "Population", "TaskData", "make_population", "make_populations", "make_task", "sample_batch",
+__all__ = ["Batch", "Minibatches", "Pool", "Population", "TaskData", "make_population", "make_populations", "make_task", "sample_batch",
            "sample_positions", "to_float"]
 
 
@@ -23,6 +23,47 @@ class Batch(NamedTuple):
   images: jax.Array
   labels: jax.Array
   weight: jax.Array
+
+
+class Pool(NamedTuple):
+  """`images` (samples, …) uint8 or floats, `labels` (samples,), and `scale` (mean, std) of pixels, see `to_float`."""
+
+  images: jax.Array | None
+  labels: jax.Array | None
+  scale: jax.Array
+
+
+class Minibatches(NamedTuple):
+  """What a node draws in a round: rows of a pool, or the samples themselves. Any leading axes (rounds, nodes) may precede.
+
+  Attributes:
+    rows: (draws, batch) of a pool; None where the samples are here.
+    images, labels: (draws, batch, …) and (draws, batch); None where they are in a pool.
+    weight: (draws, batch) 1, or 0 for padding.
+  """
+
+  rows: jax.Array | None
+  images: jax.Array | None
+  labels: jax.Array | None
+  weight: jax.Array
+
+  def batch(self, i: jax.Array | int, pool: Pool) -> Batch:
+    """The node's i-th minibatch."""
+    if self.rows is None:
+      return Batch(to_float(self.images[i], pool.scale), self.labels[i], self.weight[i])
+    return Batch(to_float(pool.images[self.rows[i]], pool.scale), pool.labels[self.rows[i]], self.weight[i])
+
+  def merged(self, share: jax.Array, pool: Pool) -> Batch:
+    """The first minibatches of several nodes (nodes, …) as one, whose weighted mean is that of the nodes' means.
+
+    Args:
+      share: (nodes,) weights of the nodes.
+      pool: that `rows` are of.
+    """
+    first = jax.tree.map(lambda x: x[:, 0], self)
+    weight = first.weight * (share / jnp.maximum(first.weight.sum(-1), 1))[:, None]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), first._replace(weight=weight))
+    return jax.tree.map(lambda x: x[None], flat).batch(0, pool)
 
 
 class TaskData(NamedTuple):
@@ -65,6 +106,11 @@ class Population(NamedTuple):
   test_index: jax.Array
   test_count: jax.Array
   scale: jax.Array
+
+  @property
+  def pool(self) -> Pool:
+    """What all tasks index."""
+    return Pool(self.images, self.labels, self.scale)
 
   def train(self, task: jax.Array) -> TaskData:
     """The train part of one task."""
@@ -152,7 +198,7 @@ def sample_positions(key: jax.Array, count: jax.Array, size: int) -> jax.Array:
     return (drawn.at[step].set(held(partner[step], step, moved)), moved.at[step].set(held(step, step, moved)))
 
   zeros = jnp.zeros(size, jnp.int32)
-  return jax.lax.fori_loop(0, size, exchange, (zeros, zeros), unroll=min(size, 32))[0]
+  return jax.lax.fori_loop(0, size, exchange, (zeros, zeros))[0]
 
 
 def _pad(parts, length):

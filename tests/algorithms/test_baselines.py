@@ -150,15 +150,15 @@ def test_limits_in_which_the_methods_are_one(linear_problem, key):
 def test_first_order_per_fedavg_uses_two_different_batches(small_network, small_population, key):
   """With a minute inner rate it is FedAvg on the second batch; its two draws must not be the same batch."""
   seen = []
-  algorithm = mg.per_fedavg(lambda params, batch, key: jnp.sum(params * batch.labels[0]), local_lr=0.1, inner_lr=0.1)
+  algorithm = mg.per_fedavg(lambda params, batch, key: jnp.sum(params * batch.labels[0]), local_lr=0.1, inner_lr=0.1,
+                            local_steps=2)
 
-  def draw(key):
-    batch = mg.sample_batch(key, small_population.train(0), 4)
-    seen.append(batch.images)
-    return batch
+  def draw(i):
+    seen.append(int(i))
+    return mg.sample_batch(jax.random.fold_in(key, i), small_population.train(0), 4), key
   with jax.disable_jit():
-    algorithm.client_update(jnp.ones(2), draw, key)
-  assert len(seen) == 2 and not np.array_equal(seen[0], seen[1])
+    algorithm.client_update(jnp.ones(2), draw)
+  assert sorted(set(seen)) == [0, 1, 2, 3] and algorithm.draws == 4
 
 
 @pytest.mark.parametrize("make, message", [
