@@ -86,7 +86,10 @@ def base_config() -> ConfigDict:
   config.target_sparsity = 0.3  # mean fraction of gated channels that adapted tasks have off; None: no proximal step
   config.calibration_tasks = 20  # at most so many tasks set the threshold for it: validation or, if none, training tasks
   # How it is computed
-  config.task_axis = "auto"
+  config.task_axis = "auto"  # or "vmap", "map", "merged" (one batch of all nodes, with one local step), or a number of tasks
+  config.compute_dtype = "float32"  # or "bfloat16": of the backbone's forward and backward pass; parameters stay float32
+  config.mesh = "none"  # or "auto" (all devices), or how many: tasks are spread over them
+  config.memory_mb = placeholder(int)  # None: all tasks are on the device; else they stay on disk, and so much host memory
   config.seed_axis = "loop"  # or "vmap": the seeds of experiments.tables one by one or together
   config.rounds_per_dispatch = 10
   config.chunk = 64  # samples at a time in adaptation and evaluation
@@ -113,7 +116,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
   config = config.copy_and_resolve_references()  # a plain copy would share the fields that are None, and set them in both
   for field, known in (("model", registry.MODELS), ("algorithm", registry.ALGORITHMS), ("penalty", registry.PENALTIES),
                        ("partition", registry.PARTITIONS), ("meta_gradient", mg.META_GRADIENTS),
-                       ("seed_axis", ("loop", "vmap"))):
+                       ("seed_axis", ("loop", "vmap")), ("compute_dtype", ("float32", "bfloat16"))):
     if config[field] not in known:
       raise ConfigError(closest(field, config[field], known))
   if config.gated is None:
@@ -123,6 +126,10 @@ def check_config(config: ConfigDict) -> ConfigDict:
       config[field] = value
   if config.gamma is not None and config.gamma not in GAMMA_SCHEDULES:
     raise ConfigError(closest("gamma", config.gamma, GAMMA_SCHEDULES))
+  if config.mesh not in ("none", "auto") and not (config.mesh.isdigit() and int(config.mesh) > 0):
+    raise ConfigError(f"mesh must be 'none', 'auto' or a number of devices, got '{config.mesh}'.")
+  if config.memory_mb is not None and config.memory_mb < 1:
+    raise ConfigError(f"memory_mb must be at least 1, got {config.memory_mb}.")
   counts = ("rounds", "eval_every", "tasks", "target_tasks", "cohort", "labels_per_task", "batch_size", "local_steps",
             "adapt_steps", "gate_hidden", "rounds_per_dispatch", "chunk", "calibration_tasks", "inner_steps")
   for field in counts:

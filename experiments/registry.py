@@ -61,7 +61,8 @@ def make_network(config: ConfigDict, classes: int) -> mg.GatedNetwork:
   return mg.GatedNetwork(
       MODELS[config.model](classes=classes, **options), tuple(config.gated_layers) if config.gated else (),
       hidden=config.gate_hidden, temperature=config.gate_temperature or None,
-      initial_log_odds=config.gate_initial_log_odds, logit_scale=config.gate_logit_scale)
+      initial_log_odds=config.gate_initial_log_odds, logit_scale=config.gate_logit_scale,
+      compute_dtype=config.compute_dtype)
 
 
 def make_penalty(config: ConfigDict) -> mg.Penalty | None:

@@ -1,6 +1,7 @@
 """`python -m experiments.run --config=configs/cifar100.py`: one experiment, from data to table and figures.
 
-Without --config it runs the embedded digits. Fields are overridden with --config.field=value.
+Without --config it runs the embedded digits. Fields are overridden with --config.field=value. On several hosts the same command
+runs on each, with --coordinator, --num_processes and --process_id, or --distributed; only process 0 writes.
 """
 
 import difflib
@@ -13,12 +14,18 @@ from ml_collections import config_flags
 
 from experiments import reporting
 from experiments.config import ConfigError, base_config, closest
-from experiments.training import DivergedError, run
+from experiments.distributed import join
+from experiments.training import DivergedError, check_workdir, run
 
 _ROOT = Path(__file__).resolve().parent.parent
 # The default is filled in by _parse: a default given here is parsed, with its overrides, before errors can be caught.
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; see configs/. Default: configs/digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; by default a new folder under runs/.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, for a run on several processes.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this one, from 0.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Take these three from a TPU pod, SLURM or MPI.")
+_TIMEOUT = flags.DEFINE_integer("timeout", 300, "Seconds to wait for the other processes.")
 
 
 def main() -> None:
@@ -32,6 +39,9 @@ def _main(arguments):
   config = _CONFIG.value
   workdir = _WORKDIR.value or _new_workdir(config.name)
   try:
+    if not _PROCESS_ID.value:
+      check_workdir(Path(workdir))  # before the others wait for this process
+    join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, environment=_DISTRIBUTED.value, timeout=_TIMEOUT.value)
     run(config, workdir)
   except (ConfigError, DivergedError) as error:
     _fail(error)

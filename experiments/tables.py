@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 import metagater_jax as mg
 from experiments import registry, report, reporting
-from experiments.config import ConfigError, check_config, closest, settings_of, with_fields
+from experiments.config import ConfigError, base_config, check_config, closest, settings_of, with_fields
 from experiments.protocols import CURVES, SNIP, TABLES, Row, rows_of
 from experiments.training import load, load_parameters, make_tasks, run_seeds
 from experiments.tune import METHODS, protocol_config
@@ -188,17 +188,17 @@ def run_metasnip(config: ConfigDict, row: Row, workdir: Path, seeds: Sequence[in
 
 
 # Fields that may differ between the runs of one workdir: they do not change what is computed.
-_FREE = {"seed", "data_dir", "task_axis", "seed_axis", "rounds_per_dispatch", "tuned"}
+_FREE = {"seed", "data_dir", "task_axis", "seed_axis", "rounds_per_dispatch", "tuned", "mesh", "memory_mb"}
 
 
 def _check_records(workdir, row, seeds, config):
   """Raises a ConfigError where a recorded run of this row has another configuration."""
-  wanted = json.loads(config.to_json_best_effort())
+  wanted, defaults = (json.loads(c.to_json_best_effort()) for c in (config, base_config()))
   for seed in seeds:
     folder = folder_of(workdir, row, seed)
     if not (folder / "result.json").is_file():
       continue
-    held = json.loads((folder / "config.json").read_text())
+    held = defaults | json.loads((folder / "config.json").read_text())  # a field that is newer than the run had its default
     different = [f"{field} is {held.get(field)!r} there and {wanted.get(field)!r} here"
                  for field in sorted(held.keys() | wanted.keys()) if field not in _FREE and held.get(field) != wanted.get(field)]
     if different:

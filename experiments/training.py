@@ -19,11 +19,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import metagater_jax as mg
-from experiments import registry, reporting
+from experiments import placement, registry, reporting
 from experiments.config import ConfigError, check_config, check_dataset, with_fields
 from metagater_jax.data.datasets import Dataset, load_dataset
+from metagater_jax.data.stream import TaskStore
 
-__all__ = ["DivergedError", "Tasks", "load", "load_parameters", "make_tasks", "run", "run_seeds", "save_parameters"]
+__all__ = ["DivergedError", "Tasks", "check_workdir", "load", "load_parameters", "make_tasks", "run", "run_seeds", "save_parameters"]
 
 
 def run(config: ConfigDict, workdir: str | Path, dataset: Dataset | None = None, quiet: bool = False) -> dict[str, Any]:
@@ -77,22 +78,33 @@ def run_seeds(config: ConfigDict, workdirs: Mapping[int, str | Path], dataset: D
   seeds = list(workdirs)
   workdirs = {seed: Path(workdir) for seed, workdir in workdirs.items()}
   config = check_config(with_fields(config, seed=seeds[0]))
-  for workdir in workdirs.values():
-    _check_workdir(workdir)
+  mesh = placement.make_mesh(config)
+  together = config.seed_axis == "vmap" and len(seeds) > 1
+  streamed = mesh is not None or config.memory_mb is not None
+  if together and streamed:
+    raise ConfigError("seed_axis is 'vmap', which needs all tasks on one device; leave out mesh and memory_mb.")
+  if jax.process_index() == 0:
+    for workdir in workdirs.values():
+      check_workdir(workdir)
   clock = _Clock("load", "compile", "train", "evaluate")
   with clock("load"):
     dataset = load(config, dataset)
     tasks = {seed: make_tasks(with_fields(config, seed=seed), dataset) for seed in seeds}
-    populations = dict(zip(seeds, mg.make_populations(
-        dataset.images, np.asarray(dataset.labels), [tasks[seed].partition for seed in seeds],
-        (config.pixel_mean, config.pixel_std))))
-  experiment = _Experiment(config, dataset, clock)
-  together = config.seed_axis == "vmap" and len(seeds) > 1
+    partitions, scale = [tasks[seed].partition for seed in seeds], (config.pixel_mean, config.pixel_std)
+    if streamed:
+      data = [TaskStore(dataset.images, dataset.labels, partition, scale) for partition in partitions]
+    else:
+      data = mg.make_populations(dataset.images, np.asarray(dataset.labels), partitions, scale)
+    data = dict(zip(seeds, data))
+  experiment = _Experiment(config, dataset, clock, mesh)
+  if streamed:
+    experiment.check_memory([(tasks[seed], data[seed]) for seed in seeds])
   results = {}
   for group in ([seeds] if together else [[seed] for seed in seeds]):
-    members = [_Member(with_fields(config, seed=seed), workdirs[seed], tasks[seed], populations[seed]) for seed in group]
-    for member in members:
-      member.open(dataset)
+    members = [_Member(with_fields(config, seed=seed), workdirs[seed], tasks[seed], data[seed]) for seed in group]
+    if jax.process_index() == 0:
+      for member in members:
+        member.open(dataset)
     results |= experiment.run(members, quiet, start)
     start = time.perf_counter()
     clock.reset()  # what the next seed finds loaded and compiled costs it nothing
@@ -118,7 +130,7 @@ class _Member(NamedTuple):
   config: ConfigDict
   workdir: Path
   tasks: Tasks
-  population: mg.Population
+  data: "mg.Population | TaskStore"
 
   def open(self, dataset):
     self.workdir.mkdir(parents=True, exist_ok=True)
@@ -132,8 +144,9 @@ class _Member(NamedTuple):
 class _Experiment:
   """The compiled functions of a config, which all its seeds share."""
 
-  def __init__(self, config, dataset, clock):
-    self.config, self.dataset, self.clock = config, dataset, clock
+  def __init__(self, config, dataset, clock, mesh):
+    self.config, self.dataset, self.clock, self.mesh = config, dataset, clock, mesh
+    self.rounds_per_dispatch = config.rounds_per_dispatch
     self.network = registry.make_network(config, dataset.classes)
     self.algorithm = registry.make_algorithm(config, self.network)
     self.image_shape = dataset.images.shape[1:]
@@ -141,56 +154,72 @@ class _Experiment:
     train = partial(mg.run_rounds, self.algorithm, cohort=config.cohort, batch_size=config.batch_size,
                     weighted=config.weighted, task_axis=config.task_axis)
     self._train = _Compiled(clock, "train", train, donate_argnums=0)
-    self._evaluate = _Compiled(clock, "evaluate", partial(_evaluate, self.algorithm, self.network, config))
+    evaluate = placement.evaluate_function(self.algorithm, self.network, config)
+    self._evaluate = _Compiled(clock, "evaluate", evaluate)
+    self._train_streamed = _Compiled(clock, "train", placement.train_function(self.algorithm, config, mesh), donate_argnums=0)
+    self._evaluate_streamed = _Compiled(clock, "evaluate", placement.evaluate_function(self.algorithm, self.network, config,
+                                                                                       mesh))
     axes = _STACKED_POPULATION
     self._train_together = _Compiled(clock, "train", lambda *arguments, **static: jax.vmap(
         partial(train, **static), in_axes=(0, axes, 0))(*arguments), donate_argnums=0)
-    self._evaluate_together = _Compiled(clock, "evaluate", jax.vmap(
-        partial(_evaluate, self.algorithm, self.network, config), in_axes=(0, axes, 0, 0)))
-    self._adapt = _Compiled(clock, "evaluate", lambda params, population, task, calibration: self.algorithm.adapt(
-        params, population.train(task), calibration))
+    self._evaluate_together = _Compiled(clock, "evaluate", jax.vmap(evaluate, in_axes=(0, axes, 0, 0, axes, 0)))
+    self._adapt = _Compiled(clock, "evaluate", self.algorithm.adapt)
+
+  def check_memory(self, tasks_and_stores):
+    """Raises a ConfigError, before anything is compiled, where the tasks of a seed do not fit in `memory_mb`."""
+    for tasks, store in tasks_and_stores:
+      evaluated = [*tasks.calibration(self.config.calibration_tasks), *tasks.target]
+      self.rounds_per_dispatch = min(self.rounds_per_dispatch, placement.check_memory(
+          self.config, store, self.algorithm.draws, self.mesh, evaluated))
 
   def run(self, members, quiet, start):
     """Trains and evaluates the seeds of `members`, together if there are several; results or errors by seed."""
     config, clock, several = self.config, self.clock, len(members) > 1
     states = [mg.federated_init(self.algorithm, self.network.init(init_key, self.image_shape), run_key)
               for init_key, run_key in (jax.random.split(jax.random.key(m.config.seed)) for m in members)]
-    training, calibration, targets = (jnp.asarray(np.stack(part)) for part in zip(*(
-        (m.tasks.training, m.tasks.calibration(config.calibration_tasks), m.tasks.target) for m in members)))
-    if several:
-      state, population = jax.tree.map(lambda *x: jnp.stack(x), *states), _stack([m.population for m in members])
-      train, evaluate = self._train_together, self._evaluate_together
+    blocks = _blocks(config.rounds, config.eval_every, self.rounds_per_dispatch)
+    numbers = [np.stack(part) for part in zip(*((m.tasks.training, m.tasks.calibration(config.calibration_tasks),
+                                                 m.tasks.target) for m in members))]
+    if isinstance(members[0].data, TaskStore):
+      tasks = placement.Streamed(config, self.algorithm, states[0], members[0].data, *(n[0] for n in numbers), blocks,
+                                 self._train_streamed, self._evaluate_streamed, self.mesh)
+    elif several:
+      tasks = placement.Resident(jax.tree.map(lambda *x: jnp.stack(x), *states), _stack([m.data for m in members]),
+                                 *map(jnp.asarray, numbers), self._train_together, self._evaluate_together, stacked=True)
     else:
-      state, population = states[0], members[0].population
-      training, calibration, targets = training[0], calibration[0], targets[0]
-      train, evaluate = self._train, self._evaluate
-    by_seed = (lambda x: x) if several else (lambda x: jax.tree.map(lambda leaf: np.asarray(leaf)[None], x))
+      tasks = placement.Resident(states[0], members[0].data, *(jnp.asarray(n[0]) for n in numbers), self._train,
+                                 self._evaluate, stacked=False)
 
-    writers = [reporting.MetricsWriter(m.workdir) for m in members]
+    writers = [reporting.MetricsWriter(m.workdir) for m in members] if jax.process_index() == 0 else []
     rows, errors, round_ms, done = [[] for _ in members], {}, [], 0
+    quiet = quiet or jax.process_index() > 0
     progress = _Progress(config.rounds, quiet)
-    while done < config.rounds and len(errors) < len(members):
-      next_evaluation = min(config.rounds, (done // config.eval_every + 1) * config.eval_every)
-      count = min(config.rounds_per_dispatch, next_evaluation - done)
-      state, metrics = train(state, population, training, rounds=count)
-      round_ms += [1000 * train.seconds / count / len(members)] * count
+    for count in blocks:
+      if len(errors) == len(members):
+        break
+      metrics, seconds = tasks.advance(count)
+      round_ms += [1000 * seconds / count / len(members)] * count
       done += count
-      losses = by_seed(jax.device_get(metrics))["loss"].mean(-1)
+      losses = metrics["loss"].mean(-1)
       for i, member in enumerate(members):
         if not np.isfinite(losses[i]) and i not in errors:
           errors[i] = _diverged(config, member, losses[i], done)
       progress.show(loss=np.mean(losses))
-      if done == next_evaluation and len(errors) < len(members):
-        threshold, before, after = by_seed(jax.device_get(evaluate(state.server, population, calibration, targets)))
-        for i, writer in enumerate(writers):
+      evaluated = done % config.eval_every == 0 or done == config.rounds
+      if evaluated and len(errors) < len(members):
+        threshold, before, after = tasks.evaluate()
+        for i in range(len(members)):
           if i not in errors:
             rows[i].append(_row(done, float(losses[i]), *jax.tree.map(lambda x, i=i: x[i], (before, after)), config.gated))
+        for i, writer in enumerate(writers):
+          if i not in errors:
             writer.write(rows[i][-1])
         shown = [row[-1] for i, row in enumerate(rows) if i not in errors]
         progress.show(accuracy=np.mean([row["accuracy_mean"] for row in shown]),
                       sparsity=np.mean([row["sparsity_mean"] for row in shown]) if config.gated else None)
-      progress.advance(count, evaluated=done == next_evaluation)
+      progress.advance(count, evaluated)
     progress.close()
+    tasks.close()
 
     results = {}
     for i, member in enumerate(members):
@@ -198,9 +227,8 @@ class _Experiment:
       if i in errors:
         results[seed] = errors[i]
         continue
-      one = lambda tree, i=i: jax.tree.map(lambda x: x[i] if several else x, tree)
-      params = self.algorithm.deploy(one(state.server))
-      learning = self._learning_seconds(params, member, jnp.asarray(threshold[i]))
+      params = self.algorithm.deploy(tasks.server(i))
+      learning = self._learning_seconds(params, tasks, i, member.tasks.target, jnp.asarray(threshold[i]))
       seconds = {name: value / len(members) for name, value in clock.seconds.items()}
       seconds["total"] = (time.perf_counter() - start) / len(members)
       results[seed] = self._finish(member, params, threshold[i], *jax.tree.map(lambda x, i=i: x[i], (before, after)), rows[i],
@@ -208,11 +236,11 @@ class _Experiment:
                                     "seconds": seconds, "seeds_together": len(members)}, quiet)
     return results
 
-  def _learning_seconds(self, params, member, threshold):
+  def _learning_seconds(self, params, tasks, i, targets, threshold):
     """Median time of both stages of the adaptation for one target task, compiled, over a few of them."""
     seconds = []
-    for task in member.tasks.target[:5]:
-      self._adapt(params, member.population, jnp.asarray(task), threshold)
+    for data in tasks.train_data(i, targets[:5]):
+      self._adapt(params, data, threshold)
       seconds.append(self._adapt.seconds)
     return float(np.median(seconds))
 
@@ -220,7 +248,6 @@ class _Experiment:
     config, workdir = member.config, member.workdir
     targets, partition, labels = member.tasks.target, member.tasks.partition, np.asarray(self.dataset.labels)
     target_labels = [np.unique(labels[partition.train[task]]).tolist() for task in targets]
-    save_parameters(workdir / "meta_model.npz", params, threshold=threshold)
     dense_macs, dense_parameters = mg.dense_cost(self.layers)
     result = {
         "name": config.name, "algorithm": config.algorithm, "gated": config.gated, "seed": config.seed,
@@ -235,8 +262,12 @@ class _Experiment:
         "gate_threshold": float(threshold) if config.gated else None,
         **times,
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "backend": jax.default_backend(),
-                     "metagater_jax": importlib.metadata.version("metagater_jax")},
+                     "metagater_jax": importlib.metadata.version("metagater_jax"), "devices": jax.device_count() if
+                     self.mesh is None else self.mesh.size, "processes": jax.process_count()},
     }
+    if jax.process_index() > 0:
+      return result
+    save_parameters(workdir / "meta_model.npz", params, threshold=threshold)
     reporting.plot_accuracy(workdir / "accuracy.png", rows,
                             f"{config.name}: mean ± spread over {len(targets)} target tasks")
     reporting.plot_tasks(workdir / "tasks.png", result, [
@@ -321,13 +352,13 @@ def make_tasks(config: ConfigDict, dataset: Dataset) -> Tasks:
                                           validation=config.validation_tasks))
 
 
-def _evaluate(algorithm, network, config, server, population, calibration_tasks, targets):
-  """Calibration, and metrics of the target tasks before and after adaptation."""
-  params = algorithm.deploy(server)
-  calibration = algorithm.calibrate(params, population, calibration_tasks)
-  before, after = mg.evaluate_targets(network, lambda params, data: algorithm.adapt(params, data, calibration), params,
-                                      population, targets, chunk=config.chunk, task_axis=config.task_axis)
-  return calibration, before, after
+def _blocks(rounds, eval_every, per_dispatch):
+  """How many rounds each dispatch has: at most `per_dispatch`, and none goes beyond an evaluation."""
+  blocks = []
+  for start in range(0, rounds, eval_every):
+    between = min(eval_every, rounds - start)
+    blocks += [min(per_dispatch, between - done) for done in range(0, between, per_dispatch)]
+  return blocks
 
 
 def _row(round_, loss, before, after, gated):
@@ -342,7 +373,8 @@ def _row(round_, loss, before, after, gated):
   return row
 
 
-def _check_workdir(workdir):
+def check_workdir(workdir: Path) -> None:
+  """Raises a ConfigError where a run cannot go."""
   if workdir.exists() and not workdir.is_dir():
     raise ConfigError(f"the workdir {workdir} is a file; give a folder.")
   held = [name for name in ("config.json", "metrics.jsonl", "result.json") if (workdir / name).exists()]
@@ -377,7 +409,8 @@ class _Compiled:
     self.seconds = 0.0  # of the last run
 
   def __call__(self, *arguments, **static):
-    key = tuple(sorted(static.items()))
+    shapes = jax.tree.map(lambda x: (np.shape(x), jax.dtypes.result_type(x) if np.isscalar(x) else x.dtype), arguments)
+    key = str((sorted(static.items()), shapes))
     if key not in self._programs:
       with self._clock("compile"):
         jitted = jax.jit(partial(self._function, **static), **self._options)

@@ -90,6 +90,8 @@ class GatedNetwork:
     temperature: τ of the binary Gumbel-softmax gate; None is the plain straight-through gate: identity gradient and no
       noise, in training too.
     initial_log_odds, logit_scale: see `ChannelGate`.
+    compute_dtype: what the backbone computes in, forward and backward. Parameters and gradients stay as they are, float32, and
+      so do gates, whose thresholds rounding would move, and logits.
 
   >>> import jax, jax.numpy as jnp
   >>> from metagater_jax import ConvNet4
@@ -106,6 +108,7 @@ class GatedNetwork:
   temperature: float | None = 1.0
   initial_log_odds: float = 2.0
   logit_scale: float = 0.1
+  compute_dtype: str = "float32"
 
   def init(self, key: jax.Array, image_shape: Sequence[int]) -> Params:
     """Parameters for images of shape `image_shape` (without the batch axis).
@@ -157,15 +160,17 @@ class GatedNetwork:
       layer = "/".join(context.module.path)
       if context.method_name != "__call__" or layer not in self.gated_layers:
         return out
-      log_odds = self._gate(out.shape[-1]).apply({"params": params["gate"][layer]}, args[0])
+      log_odds = self._gate(out.shape[-1]).apply({"params": params["gate"][layer]}, args[0].astype(jnp.float32))
       if key is not None and self.temperature is not None:
         log_odds = log_odds + _noise(key, self.gated_layers.index(layer), log_odds)
       masks[layer] = binarize(log_odds, self.temperature)
-      return out * jnp.expand_dims(masks[layer], tuple(range(1, out.ndim - 1)))
+      return out * jnp.expand_dims(masks[layer].astype(out.dtype), tuple(range(1, out.ndim - 1)))
 
+    backbone, images = jax.tree.map(
+        lambda x: x.astype(self.compute_dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, (params["backbone"], images))
     try:
       with nn.intercept_methods(gate):
-        logits = self.backbone.apply({"params": params["backbone"]}, images)
+        logits = self.backbone.apply({"params": backbone}, images).astype(jnp.float32)
     except flax.errors.ScopeParamShapeError as error:
       raise ValueError(f"images of shape {images.shape[1:]} do not fit these parameters of {type(self.backbone).__name__}: "
                        f"{error}") from error
