@@ -167,6 +167,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
     config.beta = mg.default_beta(config.prox_weight)
   if config.algorithm == "per_fedavg" and config.inner_lr is None:
     config.inner_lr = config.adapt_lr
+  _check_task_axis(config)
   return config
 
 
@@ -201,6 +202,15 @@ def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
   if config.partition == "labels" and config.labels_per_task > dataset.classes:
     raise ConfigError(f"labels_per_task is {config.labels_per_task}, but {dataset.name} has {dataset.classes} classes.")
   _check_network(config, dataset.classes, dataset.images.shape[1:])
+
+
+def _check_task_axis(config):
+  mergeable = registry.make_algorithm(config, registry.make_network(config, classes=2)).mergeable
+  if config.task_axis == "merged" and not mergeable:
+    raise ConfigError(f"task_axis 'merged' needs an algorithm whose nodes take one plain gradient step, but {config.algorithm} "
+                      f"with local_steps={config.local_steps} does not; use 'auto', 'vmap', 'map' or a number of tasks.")
+  if config.task_axis not in mg.task_axes(mergeable) and not (config.task_axis.isdigit() and int(config.task_axis) > 0):
+    raise ConfigError(closest("task_axis", config.task_axis, mg.task_axes(True)) + " It may also be a number of tasks.")
 
 
 def _check_network(config, classes, image_shape):

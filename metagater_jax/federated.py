@@ -114,6 +114,8 @@ def task_axes(mergeable: bool = False) -> tuple[str, ...]:
 
 
 def _how(task_axis, mergeable=False):
+  if isinstance(task_axis, str) and task_axis.isdigit():  # as it comes from a command line
+    task_axis = int(task_axis)
   if task_axis == "auto":
     # On a CPU one node's intermediates fit in the cache; an accelerator wants one large product.
     return "map" if jax.default_backend() == "cpu" else "merged" if mergeable else "vmap"
