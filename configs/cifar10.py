@@ -16,5 +16,6 @@ def get_config():
   config.model = "conv4"
   config.gated_layers = ("conv3",)
   config.rounds = 100
+  config.mesh = "auto"
   config.eval_every = 25
   return config

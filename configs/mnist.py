@@ -14,9 +14,9 @@ def get_config():
   config.cyclic_labels = True
   config.size_range = (1165, 3834)
   config.model = "mlp"
-  config.task_axis = "vmap"  # a task of an MLP is too small to be worth a loop
   config.gated_layers = ()
   config.tuned = "mnist"
   config.rounds = 200
   config.eval_every = 20
+  config.rounds_per_dispatch = 20
   return config

@@ -87,6 +87,7 @@ def base_config() -> ConfigDict:
   config.calibration_tasks = 20  # at most so many tasks set the threshold for it: validation or, if none, training tasks
   # How it is computed
   config.task_axis = "auto"  # or "vmap", "map", "merged" (one batch of all nodes, with one local step), or a number of tasks
+  config.microbatch = placeholder(int)  # samples at a time in a gradient; 0: whole batches; None: what suits the devices
   config.compute_dtype = "float32"  # or "bfloat16": of the backbone's forward and backward pass; parameters stay float32
   config.mesh = "none"  # or "auto" (all devices), or how many: tasks are spread over them
   config.memory_mb = placeholder(int)  # None: all tasks are on the device; else they stay on disk, and so much host memory
@@ -139,7 +140,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
                 "concentration", "pixel_std"):
     if config[field] is not None and not config[field] > 0:
       raise ConfigError(f"{field} must be positive, got {config[field]}.")
-  for field in ("penalty_weight", "gate_temperature", "validation_tasks"):
+  for field in ("penalty_weight", "gate_temperature", "validation_tasks", "microbatch"):
     if config[field] is not None and not config[field] >= 0:
       raise ConfigError(f"{field} must not be negative, got {config[field]}.")
   if not 0 < config.test_fraction < 1:

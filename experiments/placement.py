@@ -3,6 +3,8 @@
 Both ways give the same rounds; `experiments.training` drives either.
 """
 
+import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,10 +17,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 import metagater_jax as mg
+from experiments import registry
 from experiments.config import ConfigError
 from metagater_jax.data.stream import PlannedRounds, TaskStore, rounds_in_memory
 
-__all__ = ["Resident", "Streamed", "check_memory", "evaluate_function", "make_mesh", "round_bytes", "train_function"]
+__all__ = ["Resident", "Streamed", "check_memory", "evaluate_function", "make_mesh", "microbatch",
+           "round_bytes", "train_function", "use_cores"]
 
 
 def make_mesh(config: ConfigDict) -> Mesh | None:
@@ -43,6 +47,26 @@ def make_mesh(config: ConfigDict) -> Mesh | None:
     raise ConfigError(f"mesh is {count}, but {have} in {jax.process_count()} processes, each of which must take part; use "
                       "mesh=auto.")
   return mg.task_mesh(devices[:count])
+
+
+def use_cores(config: ConfigDict) -> None:
+  """Where `config.mesh` is "auto" and JAX has only a CPU: makes a device of each core. To be called before JAX is used.
+
+  Most operations in a loop use one core, so as many loops over fewer tasks are faster than one over all.
+  """
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+  if config.mesh == "auto" and not forced and jax.config.jax_num_cpu_devices < 2:
+    with contextlib.suppress(RuntimeError):  # JAX is in use already: with the devices it has
+      jax.config.update("jax_num_cpu_devices", cores)
+
+
+def microbatch(config: ConfigDict, mesh: Mesh | None) -> int:
+  """`config.microbatch`; None: 5 where convolutions run on cores of a CPU, whose caches hold the intermediates of so many
+  samples (`python -m benchmarks --only=cores`), or else 0, whole batches."""
+  if config.microbatch is not None:
+    return config.microbatch
+  return 5 if mesh is not None and jax.default_backend() == "cpu" and config.model != "mlp" else 0
 
 
 def round_bytes(config: ConfigDict, store: TaskStore, draws: int, mesh: Mesh | None) -> int:
@@ -77,7 +101,7 @@ def evaluate_function(algorithm: mg.Algorithm, network: mg.GatedNetwork, config:
     params = algorithm.deploy(server)
     calibrated = algorithm.calibrate(params, calibration, calibration_tasks, weight, axis_name)
     before, after = mg.evaluate_targets(network, lambda params, data: algorithm.adapt(params, data, calibrated), params,
-                                        population, targets, chunk=config.chunk, task_axis=config.task_axis)
+                                        population, targets, chunk=config.chunk, task_axis=registry.evaluation_axis(config))
     return calibrated, before, after
   if mesh is None:
     return evaluate
@@ -99,7 +123,7 @@ def train_function(algorithm: mg.Algorithm, config: ConfigDict, mesh: Mesh | Non
   def train(server, planned: PlannedRounds, scale):
     plan = planned.plan._replace(keys=jax.random.wrap_key_data(planned.key_data))
     return mg.follow_plan(algorithm, server, plan, planned.minibatches, mg.Pool(None, None, scale),
-                          task_axis=config.task_axis, mesh=mesh)
+                          task_axis=registry.train_axis(config, algorithm), mesh=mesh)
   return train
 
 

@@ -1,11 +1,12 @@
 """What the names in a config stand for: models, penalties, algorithms, partitions."""
 
+import jax
 from ml_collections import ConfigDict
 
 import metagater_jax as mg
 
-__all__ = ["ALGORITHMS", "MODELS", "PARTITIONS", "PENALTIES", "SETTINGS", "make_algorithm", "make_network", "make_partition",
-           "make_penalty", "snip_candidates"]
+__all__ = ["ALGORITHMS", "MODELS", "PARTITIONS", "PENALTIES", "SETTINGS", "evaluation_axis", "make_algorithm", "make_network",
+           "make_partition", "make_penalty", "snip_candidates", "train_axis"]
 
 MODELS = {"mlp": mg.MLP, "conv4": mg.ConvNet4, "conv7": mg.ConvNet7}
 
@@ -34,7 +35,8 @@ ALGORITHMS = {
     "fedprox": lambda c, loss, _: mg.fedprox(loss, prox_weight=c.prox_weight, **_local(c)),
     "metagater": lambda c, loss, network: mg.metagater(
         loss, prox_weight=c.prox_weight, beta=c.beta, gamma=c.gamma, penalty=make_penalty(c), penalty_weight=c.penalty_weight,
-        gate_adapt_lr=c.gate_adapt_lr, target_sparsity=c.target_sparsity, network=network, task_axis=c.task_axis, **_local(c)),
+        gate_adapt_lr=c.gate_adapt_lr, target_sparsity=c.target_sparsity, network=network,
+        task_axis=evaluation_axis(c), **_local(c)),
     "per_fedavg": lambda c, loss, _: mg.per_fedavg(loss, inner_lr=c.inner_lr, meta_gradient=c.meta_gradient, **_local(c)),
     "pfedme": lambda c, loss, _: mg.pfedme(
         loss, prox_weight=c.prox_weight, personal_lr=c.personal_lr, inner_steps=c.inner_steps, server_lr=c.server_lr,
@@ -72,7 +74,8 @@ def make_penalty(config: ConfigDict) -> mg.Penalty | None:
 
 def make_algorithm(config: ConfigDict, network: mg.GatedNetwork) -> mg.Algorithm:
   """The federated algorithm of a config."""
-  return ALGORITHMS[config.algorithm](config, mg.classification_loss(network), network)
+  loss = mg.classification_loss(network)
+  return ALGORITHMS[config.algorithm](config, mg.microbatched(loss, config.microbatch) if config.microbatch else loss, network)
 
 
 def snip_candidates(config: ConfigDict, granularity: str):
@@ -82,6 +85,24 @@ def snip_candidates(config: ConfigDict, granularity: str):
     return mg.is_kernel
   layers = tuple(f"backbone/{layer}/kernel" for layer in config.gated_layers)
   return lambda path, leaf: path in layers
+
+
+def train_axis(config: ConfigDict, algorithm: mg.Algorithm) -> str:
+  """`config.task_axis` of meta-training; "auto" knows what was measured on CPUs: `python -m benchmarks --only=task_axes`."""
+  if config.task_axis != "auto" or not _small_on_cpu(config):
+    return config.task_axis
+  return "merged" if algorithm.mergeable else "vmap"
+
+
+def evaluation_axis(config: ConfigDict) -> str:
+  """The same for adaptation and evaluation, where tasks have parameters of their own and cannot be merged."""
+  if config.task_axis == "merged" or config.task_axis == "auto":
+    return "vmap" if _small_on_cpu(config) else "auto"
+  return config.task_axis
+
+
+def _small_on_cpu(config):
+  return config.model == "mlp" and jax.default_backend() == "cpu"  # a task is too little work for a loop
 
 
 def make_partition(config: ConfigDict, labels) -> mg.Partition:

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from experiments import reporting
 from experiments.config import ConfigError, base_config, closest
 from experiments.distributed import join
+from experiments.placement import use_cores
 from experiments.training import DivergedError, check_workdir, run
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +43,8 @@ def _main(arguments):
     if not _PROCESS_ID.value:
       check_workdir(Path(workdir))  # before the others wait for this process
     join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, environment=_DISTRIBUTED.value, timeout=_TIMEOUT.value)
+    if _COORDINATOR.value is None and not _DISTRIBUTED.value:
+      use_cores(config)
     run(config, workdir)
   except (ConfigError, DivergedError) as error:
     _fail(error)

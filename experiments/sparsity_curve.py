@@ -58,11 +58,11 @@ def curve_of_run(run: str | Path, sparsities: Sequence[float], data_dir: str | N
   @jax.jit
   def measure(wanted, params, population, tasks, targets):
     kappa = mg.calibrate_threshold(network, params, stage_one, population.train, tasks, wanted, samples=config.chunk,
-                                   task_axis=config.task_axis)
+                                   task_axis=registry.evaluation_axis(config))
     adapt = lambda params, data: mg.two_stage_adaptation(
         loss, params, data, gate_lr=config.gate_adapt_lr, backbone_lr=config.adapt_lr, threshold=kappa, **rates)
     return kappa, mg.evaluate_targets(network, adapt, params, population, targets, chunk=config.chunk,
-                                      task_axis=config.task_axis)[1]
+                                      task_axis=registry.evaluation_axis(config))[1]
 
   points = []
   for wanted in sparsities:

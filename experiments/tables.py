@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import metagater_jax as mg
-from experiments import registry, report, reporting
+from experiments import placement, registry, report, reporting
 from experiments.config import ConfigError, base_config, check_config, closest, settings_of, with_fields
 from experiments.protocols import CURVES, SNIP, TABLES, Row, rows_of
 from experiments.training import load, load_parameters, make_tasks, run_seeds
@@ -84,6 +84,8 @@ def reproduce(workdir: str | Path, *, tables: Sequence[str] = tuple(TABLES), see
     if protocol not in known:
       raise ConfigError(closest(f"protocol in table{'s' if len(tables) > 1 else ''} {', '.join(tables)}", protocol, known))
   rows = [row for row in rows if not protocols or row.protocol in protocols]
+  for protocol in dict.fromkeys(row.protocol for row in rows):
+    placement.use_cores(protocol_config(protocol))
   configs = {row: config_of(row, rounds=rounds, data_dir=data_dir) for row in rows}
   for row, config in configs.items():
     _check_records(workdir, row, seeds, config)
@@ -143,7 +145,7 @@ def run_metasnip(config: ConfigDict, row: Row, workdir: Path, seeds: Sequence[in
       kept = {layer: mask["backbone"][layer]["kernel"].any((0, 1, 2)).astype(jnp.float32) for layer in config.gated_layers}
       return (mg.evaluate_task(network, adapted, population.test(task), config.chunk).accuracy,
               mg.mask_sparsity(mask, prunable), kept)
-    return mg.map_tasks(one, (targets, sparsities), config.task_axis)
+    return mg.map_tasks(one, (targets, sparsities), registry.evaluation_axis(config))
 
   compiled_adapt = compiled_evaluate = None
   results: dict[int, Any] = {}
@@ -188,7 +190,7 @@ def run_metasnip(config: ConfigDict, row: Row, workdir: Path, seeds: Sequence[in
 
 
 # Fields that may differ between the runs of one workdir: they do not change what is computed.
-_FREE = {"seed", "data_dir", "task_axis", "seed_axis", "rounds_per_dispatch", "tuned", "mesh", "memory_mb"}
+_FREE = {"seed", "data_dir", "task_axis", "seed_axis", "rounds_per_dispatch", "tuned", "mesh", "memory_mb", "microbatch"}
 
 
 def _check_records(workdir, row, seeds, config):

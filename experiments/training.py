@@ -79,6 +79,7 @@ def run_seeds(config: ConfigDict, workdirs: Mapping[int, str | Path], dataset: D
   workdirs = {seed: Path(workdir) for seed, workdir in workdirs.items()}
   config = check_config(with_fields(config, seed=seeds[0]))
   mesh = placement.make_mesh(config)
+  config.microbatch = placement.microbatch(config, mesh)
   together = config.seed_axis == "vmap" and len(seeds) > 1
   streamed = mesh is not None or config.memory_mb is not None
   if together and streamed:
@@ -152,7 +153,7 @@ class _Experiment:
     self.image_shape = dataset.images.shape[1:]
     self.layers = self.network.layers(self.image_shape)
     train = partial(mg.run_rounds, self.algorithm, cohort=config.cohort, batch_size=config.batch_size,
-                    weighted=config.weighted, task_axis=config.task_axis)
+                    weighted=config.weighted, task_axis=registry.train_axis(config, self.algorithm))
     self._train = _Compiled(clock, "train", train, donate_argnums=0)
     evaluate = placement.evaluate_function(self.algorithm, self.network, config)
     self._evaluate = _Compiled(clock, "evaluate", evaluate)
@@ -408,16 +409,21 @@ class _Compiled:
     self._programs = {}
     self.seconds = 0.0  # of the last run
 
-  def __call__(self, *arguments, **static):
+  def compile(self, *arguments, **static):
+    """Compiles for these arguments, if that is not done yet; the program."""
     shapes = jax.tree.map(lambda x: (np.shape(x), jax.dtypes.result_type(x) if np.isscalar(x) else x.dtype), arguments)
     key = str((sorted(static.items()), shapes))
     if key not in self._programs:
       with self._clock("compile"):
         jitted = jax.jit(partial(self._function, **static), **self._options)
         self._programs[key] = jitted.lower(*arguments).compile()
+    return self._programs[key]
+
+  def __call__(self, *arguments, **static):
+    program = self.compile(*arguments, **static)
     start = time.perf_counter()
     with self._clock(self._phase):
-      out = jax.block_until_ready(self._programs[key](*arguments))
+      out = jax.block_until_ready(program(*arguments))
     self.seconds = time.perf_counter() - start
     return out
 

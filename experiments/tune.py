@@ -122,7 +122,7 @@ class Tuner:
     init_key, run_key = jax.random.split(jax.random.key(seed))
     state = mg.federated_init(algorithm, self.network.init(init_key, self.image_shape), run_key)
     state, _ = mg.run_rounds(algorithm, state, population, training, rounds=config.rounds, cohort=config.cohort,
-                             batch_size=config.batch_size, weighted=config.weighted, task_axis=config.task_axis)
+                             batch_size=config.batch_size, weighted=config.weighted, task_axis=registry.train_axis(config, algorithm))
     return algorithm.deploy(state.server)
 
   def _accuracies(self, settings, params, population, validation):

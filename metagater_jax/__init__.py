@@ -28,9 +28,9 @@ from metagater_jax.federated import (
     plan_rounds, run_rounds, sample_cohort, task_axes,
     task_mesh)
 from metagater_jax.gates import ChannelGate, binarize, gate_groups, logistic_noise, sparsity
-from metagater_jax.local import classification_loss, full_batch_gradient, local_solve
+from metagater_jax.local import classification_loss, full_batch_gradient, local_solve, microbatched
 from metagater_jax.models import MLP, ConvNet4, ConvNet7, ConvUnit
-from metagater_jax.network import GatedNetwork, Layer, network_layers
+from metagater_jax.network import GatedNetwork, Layer, network_layers, row_keys
 from metagater_jax.penalties import (
     Penalty, block_soft_threshold, group_lasso, group_norms, l1, no_penalty, on_part, soft_threshold)
 from metagater_jax.pruning import (

@@ -37,7 +37,7 @@ def conv_as_matmul(inputs, kernel, window_strides, padding, lhs_dilation=None, r
            and (dimension_numbers is None or _is_nhwc(dimension_numbers, inputs, kernel)))
   if not plain:
     return lax.conv_general_dilated(
-        inputs, kernel, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
+        inputs, kernel, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers or _NHWC, feature_group_count,
         batch_group_count, precision, preferred_element_type)
   height, width, channels, features = kernel.shape
   if isinstance(padding, str):

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from metagater_jax.data.population import Minibatches, Pool, Population, sample_positions
 from metagater_jax.local import DrawBatch
+from metagater_jax.network import row_keys
 
 __all__ = ["TASK_AXIS", "Algorithm", "ClientUpdate", "FederatedState", "RoundPlan", "federated_init", "federated_round",
            "follow_plan", "map_tasks", "plan_rounds", "run_rounds", "sample_cohort", "task_axes", "task_mesh"]
@@ -246,7 +247,8 @@ def follow_plan(algorithm: Algorithm, server: Any, plan: RoundPlan, minibatches:
       # The batch is weighted to 1 whatever the nodes' share of the whole, since a loss may divide by its weight.
       total = share.sum()  # 0 on a device that has nothing but padding
       batch = minibatches.merged(jnp.where(total > 0, share / total, 1 / share.shape[0]), pool)
-      return jax.tree.map(lambda x: total * x, algorithm.client_update(params, lambda i: (batch, keys[:, 0])))
+      rows = jax.vmap(lambda key: row_keys(key, batch.labels.shape[0] // share.shape[0]))(keys[:, 0]).ravel()
+      return jax.tree.map(lambda x: total * x, algorithm.client_update(params, lambda i: (batch, rows)))
 
     def node(node):
       keys, own = node

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from metagater_jax.data.population import Batch, TaskData
-from metagater_jax.network import GatedNetwork
+from metagater_jax.network import GatedNetwork, row_keys
 
-__all__ = ["DrawBatch", "Loss", "classification_loss", "full_batch_gradient", "local_solve"]
+__all__ = ["DrawBatch", "Loss", "classification_loss", "full_batch_gradient", "local_solve", "microbatched"]
 
 Params = Any
 # loss(params, batch, key) -> scalar: the mean over the batch's rows with their weights. The key is for randomness inside
@@ -28,6 +28,44 @@ def classification_loss(network: GatedNetwork) -> Loss:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     return jnp.sum(losses * batch.weight) / jnp.maximum(batch.weight.sum(), 1)
   return loss
+
+
+def microbatched(loss: Loss, rows: int) -> Loss:
+  """The same loss, whose gradient with respect to the parameters is added up over parts of the batch.
+
+  A part's intermediates then fit in a core's cache (or a batch's in a small device's memory). The result is that of the whole
+  batch, noise of gates included. No gradient flows to the batch itself.
+
+  Args:
+    loss: on minibatches.
+    rows: at most so many rows in a part; parts are equal, so it is the largest divisor of the batch's rows.
+  """
+  def value_and_gradient(params, batch, key):
+    count = batch.labels.shape[0]
+    size = max(divisor for divisor in range(1, min(rows, count) + 1) if count % divisor == 0)
+    if size == count:
+      return jax.value_and_grad(loss)(params, batch, key)
+    if key is not None and key.ndim == 0:
+      key = row_keys(key, count)
+    parts = jax.tree.map(lambda x: x.reshape(count // size, size, *x.shape[1:]), (batch, key))
+    whole = jnp.maximum(batch.weight.sum(), jnp.finfo(jnp.float32).tiny)
+
+    def add(total, part):
+      batch, key = part
+      weight = batch.weight.sum()  # the part is weighted to 1: a loss may divide by its weight
+      weighted = batch._replace(weight=jnp.where(weight > 0, batch.weight / weight, 1 / size))
+      new = jax.value_and_grad(loss)(params, weighted, key)
+      return jax.tree.map(lambda total, x: total + weight / whole * x, total, new), None
+
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.scan(add, zeros, parts)[0]
+
+  @jax.custom_vjp
+  def whole_batch(params, batch, key):
+    return loss(params, batch, key)
+
+  whole_batch.defvjp(value_and_gradient, lambda gradient, g: (jax.tree.map(lambda x: g * x, gradient), None, None))
+  return lambda params, batch, key=None: whole_batch(params, batch, key)
 
 
 def local_solve(loss: Loss, center: Params, draw: DrawBatch, *, prox_weight: float, steps: int,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from metagater_jax.gates import ChannelGate, binarize, logistic_noise
 
-__all__ = ["GatedNetwork", "network_layers", "Layer"]
+__all__ = ["GatedNetwork", "Layer", "network_layers", "row_keys"]
 
 Params = dict[str, Any]
 
@@ -147,8 +147,8 @@ class GatedNetwork:
     Args:
       params: as `init` makes them.
       images: (batch, …) floats.
-      key: for the noise of training masks; None (inference and adaptation): m = 1[ℓ > 0] without noise. Several keys (n,)
-        are for as many equal parts of the batch, in order: a merged batch of n nodes has the noise that they have apart.
+      key: for the noise of training masks, or (batch,) keys, one per image (`row_keys`); None (inference and adaptation):
+        m = 1[ℓ > 0] without noise.
 
     Raises:
       ValueError: images of a shape that these parameters are not made for.
@@ -184,9 +184,12 @@ class GatedNetwork:
     return ChannelGate(channels, self.hidden, self.initial_log_odds, self.logit_scale)
 
 
+def row_keys(key: jax.Array, rows: int) -> jax.Array:
+  """A key for each row of a batch, so that a row's noise does not depend on which batch it is part of."""
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+
+
 def _noise(key, number, like):
-  draw = lambda key, rows: logistic_noise(jax.random.fold_in(key, number), (rows, *like.shape[1:]), like.dtype)
-  if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1:
-    nodes = key.shape[0]
-    return jax.vmap(lambda key: draw(key, like.shape[0] // nodes))(key).reshape(like.shape)
-  return draw(key, like.shape[0])
+  several = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1
+  keys = key if several else row_keys(key, like.shape[0])
+  return jax.vmap(lambda key: logistic_noise(jax.random.fold_in(key, number), like.shape[1:], like.dtype))(keys)

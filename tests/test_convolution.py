@@ -64,3 +64,43 @@ def test_pooling_equals_flax(ours, flax_pool, size, window):
 def test_images_too_small_to_pool():
   with pytest.raises(ValueError, match="2×2 window does not fit into 1×4"):
     mg.max_pool(jnp.ones((1, 1, 4, 1)))
+
+
+def test_a_window_of_equal_elements_has_one_gradient():
+  x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 1, 0].set(1.0)
+  gradient = jax.grad(lambda x: mg.max_pool(x).sum())(x)[0, :, :, 0]
+  assert np.asarray(gradient).tolist() == [[0, 1, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+  assert np.isnan(mg.max_pool(jnp.full((1, 2, 2, 1), jnp.nan))).all()
+
+
+@pytest.mark.parametrize("pool", ["max", "average", None])
+def test_a_unit_is_relu_of_the_convolution_and_then_the_pool(pool):
+  """Written with lax and flax, in the order of Eq. 1; `ConvUnit` moves bias and relu behind the maximum."""
+  unit = mg.ConvUnit(5, pool)
+  x = jax.random.normal(jax.random.key(0), (2, 8, 6, 3))
+  params = unit.init(jax.random.key(1), x)["params"]
+  params = {**params, "bias": jax.random.normal(jax.random.key(2), (5,))}
+
+  def reference(params, x):
+    h = jax.nn.relu(lax.conv_general_dilated(x, params["kernel"], (1, 1), "SAME", dimension_numbers=NHWC) + params["bias"])
+    return {None: lambda h: h, "max": lambda h: nn.max_pool(h, (2, 2), (2, 2)),
+            "average": lambda h: nn.avg_pool(h, (2, 2), (2, 2))}[pool](h)
+  expected, vjp = jax.vjp(reference, params, x)
+  got, our_vjp = jax.vjp(lambda params, x: unit.apply({"params": params}, x), params, x)
+  np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+  cotangent = jax.random.normal(jax.random.key(3), expected.shape)
+  for a, b in zip(jax.tree.leaves(our_vjp(cotangent)), jax.tree.leaves(vjp(cotangent))):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_computing_in_bfloat16_rounds_and_keeps_float32_outside():
+  network = lambda dtype: mg.GatedNetwork(mg.ConvNet4(classes=4, widths=(8, 8, 8)), ("conv3",), compute_dtype=dtype)
+  params = network("float32").init(jax.random.key(0), (16, 16, 3))
+  images = jax.random.normal(jax.random.key(1), (6, 16, 16, 3))
+  logits = {dtype: network(dtype).apply(params, images)[0] for dtype in ("float32", "bfloat16")}
+  assert logits["bfloat16"].dtype == jnp.float32
+  difference = np.abs(logits["bfloat16"] - logits["float32"]).max() / np.abs(logits["float32"]).max()
+  assert 1e-4 < difference < 0.05  # bfloat16 has 8 bits of mantissa
+  loss = mg.classification_loss(network("bfloat16"))
+  gradient = jax.grad(loss)(params, mg.Batch(images, jnp.arange(6) % 4, jnp.ones(6)), jax.random.key(2))
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradient))
