@@ -2,12 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test clean
+.PHONY: quickstart test slow-test clean
 
 .venv/ready: requirements.txt requirements-core.txt requirements-experiments.txt requirements-test.txt setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version}")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	touch $@
+
+# For benchmarks only: FedJAX's released version needs an older JAX.
+.venv-fedjax/ready: requirements-fedjax.txt
+	$(PYTHON) -m venv .venv-fedjax
+	.venv-fedjax/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-fedjax.txt
 	touch $@
 
 quickstart: .venv/ready
@@ -16,5 +22,9 @@ quickstart: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest -m "not slow"
 
+# Runs on eight devices and on several processes.
+slow-test: .venv/ready
+	$(BIN)/python -m pytest -m slow
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache
+	rm -rf .venv .venv-fedjax build *.egg-info .pytest_cache

@@ -19,7 +19,7 @@ from benchmarks.measure import cores, machine
 
 def _sections(options):
   return {
-      "rounds": rounds.rounds, "task_axes": rounds.task_axes,
+      "rounds": rounds.rounds, "task_axes": rounds.task_axes, "cores": rounds.on_cores,
       "others": partial(rounds.against_others, fedjax_python=options.fedjax_python), "bfloat16": rounds.dtypes,
       "roofline": roofline.roofline, "targets": pipeline.target_tasks,
       "loading": partial(pipeline.loading, data_dir=options.data_dir),

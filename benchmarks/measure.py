@@ -14,8 +14,9 @@ import numpy as np
 
 import metagater_jax as mg
 
-__all__ = ["CASES", "ROUNDS", "Case", "Program", "cores", "flop_per_round", "machine", "matrix_rate", "medians", "peak_bytes",
-           "population", "program", "row"]
+__all__ = ["CASES", "ROUNDS", "Case", "Program", "as_experiments_do", "compiled", "cores",
+           "flop_per_round", "machine", "matrix_rate", "medians", "network_of",
+           "peak_bytes", "population", "program", "row"]
 
 ROUNDS = 10  # per dispatch, as the configs have it
 
@@ -78,11 +79,18 @@ def _lines(path):
     return []
 
 
-def medians(repeats: int, functions: dict[str, Callable[[], Any]]) -> dict[str, float]:
-  """Median seconds of each function; they take turns, so that a busy minute hits all of them."""
+def medians(repeats: int, functions: dict[str, Callable[[], Any]], pause: float = 0.0) -> dict[str, float]:
+  """Median seconds of each function; they take turns, so that a busy minute hits all of them.
+
+  With a `pause` each turn waits so many seconds and calls the function once before it is timed: PyTorch's threads go on
+  spinning for a while after their work, on the cores that the next function needs.
+  """
   seconds = {name: [] for name in functions}
   for _ in range(repeats + 1):
     for name, function in functions.items():
+      if pause:
+        time.sleep(pause)
+        jax.block_until_ready(function())
       start = time.perf_counter()
       jax.block_until_ready(function())
       seconds[name].append(time.perf_counter() - start)
@@ -117,17 +125,29 @@ def network_of(case: Case, widths: tuple[int, ...] = (), compute_dtype: str = "f
   return mg.GatedNetwork(MODELS[case.model](classes=case.classes, **options), case.gated, compute_dtype=compute_dtype)
 
 
+def as_experiments_do(case: Case):
+  """(mesh, microbatch) with which `experiments.run` computes the case by default: convolutions over all cores of a CPU."""
+  on_cores = jax.default_backend() == "cpu" and case.model != "mlp" and len(jax.devices()) > 1
+  return (mg.task_mesh(), 2) if on_cores else (None, 0)
+
+
 def program(case: Case, tasks: mg.Population, *, steps: int = 1, cohort: int | None = None, task_axis: str | int | None = None,
-            widths: tuple[int, ...] = (), mesh=None, compute_dtype: str = "float32", make=None, rounds: int = ROUNDS) -> Program:
-  """`rounds` rounds of MetaGater (or `make(loss)`) on a case, compiled."""
+            widths: tuple[int, ...] = (), mesh=None, microbatch: int = 0, compute_dtype: str = "float32", make=None,
+            rounds: int = ROUNDS, default: bool = False) -> Program:
+  """`rounds` rounds of MetaGater (or `make(loss)`) on a case, compiled; `default`: as `experiments.run` computes them."""
+  if default:
+    mesh, microbatch = as_experiments_do(case)
   network = network_of(case, widths, compute_dtype)
   loss = mg.classification_loss(network)
+  if microbatch:
+    loss = mg.microbatched(loss, microbatch)
   if make is None:
     penalty = mg.on_part(mg.group_lasso(mg.gate_groups), "gate") if case.gated else None
     algorithm = mg.metagater(loss, local_lr=0.05, local_steps=steps, penalty=penalty, penalty_weight=0.001)
   else:
     algorithm = make(loss)
-  how = task_axis or ("merged" if case.model == "mlp" and algorithm.mergeable else "vmap" if case.model == "mlp" else "auto")
+  on_cpu_small = case.model == "mlp" and jax.default_backend() == "cpu"
+  how = task_axis or ("auto" if not on_cpu_small else "merged" if algorithm.mergeable else "vmap")
   state = mg.federated_init(algorithm, network.init(jax.random.key(0), case.shape), jax.random.key(1))
   arguments = state, tasks, jnp.arange(tasks.train_count.shape[0])
   if mesh is not None:

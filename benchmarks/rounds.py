@@ -12,7 +12,7 @@ import metagater_jax as mg
 from benchmarks.measure import CASES, ROUNDS, flop_per_round, matrix_rate, medians, population, program, row
 from benchmarks.torch_loops import torch_rounds
 
-__all__ = ["FEDJAX_PYTHON", "against_others", "dtypes", "rounds", "task_axes"]
+__all__ = ["FEDJAX_PYTHON", "against_others", "dtypes", "on_cores", "rounds", "task_axes"]
 
 FEDJAX_PYTHON = Path(__file__).resolve().parent.parent / ".venv-fedjax" / "bin" / "python"
 
@@ -31,15 +31,17 @@ def rounds(repeats: int, quick: bool) -> list[dict[str, Any]]:
   product, product_flop = matrix_rate()
   for group in (("mnist",), ("cifar10", "cifar10_gated"), ("cifar100",)):
     tasks = _tasks(CASES[group[0]])
-    programs = {(name, steps): program(CASES[name], tasks, steps=steps) for name, steps in _ROUNDS
+    count = lambda name, steps: 2 if steps > 1 or name == "cifar100" else ROUNDS  # these take seconds each
+    programs = {(name, steps): program(CASES[name], tasks, steps=steps, rounds=count(name, steps), default=True)
+                for name, steps in _ROUNDS
                 if name in group and not (quick and (steps > 1 or name == "cifar100"))}
     seconds = medians(repeats, {"product": product, **{key: p.run for key, p in programs.items()}})
     peak = product_flop / seconds["product"]
     if not rows:
       rows.append(row("matrix product, float32", peak / 1e9, "GFLOP/s"))
     for (name, steps), p in programs.items():
-      rate = flop_per_round(CASES[name], steps) * ROUNDS / seconds[name, steps]
-      rows.append(row(f"{CASES[name].name}, K = {steps}", 1000 * seconds[name, steps] / ROUNDS, "ms",
+      rate = flop_per_round(CASES[name], steps) * count(name, steps) / seconds[name, steps]
+      rows.append(row(f"{CASES[name].name}, K = {steps}", 1000 * seconds[name, steps] / count(name, steps), "ms",
                       key=f"{name}-{steps}", compile_seconds=p.compile_seconds, peak_mb=p.peak_bytes / 2**20,
                       gflop_per_second=rate / 1e9, of_matrix_rate=rate / peak))
     if ("cifar10_gated", 1) in programs:
@@ -60,6 +62,23 @@ def task_axes(repeats: int, quick: bool) -> list[dict[str, Any]]:
     seconds = medians(repeats, {how: p.run for how, p in programs.items()})
     rows += [row(f"{case.name}, K = 1, task_axis {how}", 1000 * seconds[how] / ROUNDS, "ms", key=f"axis-{name}-{how}",
                  compile_seconds=p.compile_seconds, peak_mb=p.peak_bytes / 2**20) for how, p in programs.items()]
+  return rows
+
+
+def on_cores(repeats: int, quick: bool) -> list[dict[str, Any]]:
+  """One device of all cores against a device per core, with whole batches and with parts that fit in a core's cache."""
+  if jax.default_backend() != "cpu" or len(jax.devices()) < 2:
+    return []
+  rows = []
+  for name in ("cifar10",) if quick else ("cifar10", "cifar10_gated", "cifar100"):
+    case, tasks = CASES[name], _tasks(CASES[name])
+    settings = [(mesh, part) for mesh in (None, mg.task_mesh()) for part in (0, 2, 5)]
+    programs = {(mesh is not None, part): program(case, tasks, task_axis="map", mesh=mesh, microbatch=part, rounds=2)
+                for mesh, part in settings}
+    seconds = medians(repeats, {key: p.run for key, p in programs.items()})
+    rows += [row(f"{case.name}, K = 1, {len(jax.devices()) if spread else 1} devices, microbatch {part or 'whole'}",
+                 1000 * seconds[spread, part] / 2, "ms", key=f"cores-{name}-{spread}-{part}", peak_mb=p.peak_bytes / 2**20)
+             for (spread, part), p in programs.items()]
   return rows
 
 
@@ -88,14 +107,14 @@ def against_others(repeats: int, quick: bool, fedjax_python: Path = FEDJAX_PYTHO
     except ImportError as error:
       print(f"PyTorch cannot be imported ({error}): pip install -e '.[benchmark]' for the comparison with its loop.")
       break
-    ours = program(case, tasks, steps=steps, rounds=count)
-    seconds = medians(repeats * (5 if name == "mnist" else 1), {"ours": ours.run, "torch": torch})
+    ours = program(case, tasks, steps=steps, rounds=count, default=True)
+    seconds = medians(repeats * (3 if name == "mnist" else 1), {"ours": ours.run, "torch": torch}, pause=0.5)
     rows.append(row(f"{case.name}, not gated, K = {steps}: PyTorch loop", 1000 * seconds["torch"] / count, "ms"))
     rows.append(row(f"{case.name}, not gated, K = {steps}: ours / PyTorch loop", seconds["ours"] / seconds["torch"], "ratio",
                     key=f"torch-{name}-{steps}"))
   for name in ("mnist", "cifar10"):
     case = CASES[name]._replace(gated=())
-    ours = program(case, _tasks(case), make=partial(mg.fedavg, local_lr=0.05))
+    ours = program(case, _tasks(case), make=partial(mg.fedavg, local_lr=0.05), default=True)
     before = medians(repeats, {"ours": ours.run})["ours"]
     try:
       theirs = _fedjax(fedjax_python, name, 5 * repeats if name == "mnist" else repeats)

@@ -100,7 +100,7 @@ def cohorts(repeats: int, quick: bool) -> list[dict[str, Any]]:
   case = CASES["cifar10"]
   sizes = [1, 20, 64] if quick else [1, 4, 20, 64, 200, 256]
   tasks = population(256, 40, case.shape, case.classes)
-  programs = {size: program(case, tasks, cohort=size, rounds=1) for size in sizes}
+  programs = {size: program(case, tasks, cohort=size, rounds=1, default=True) for size in sizes}
   seconds = medians(repeats, {size: p.run for size, p in programs.items()})
   rows = [row(f"CIFAR-10 round, cohort {size}", 1000 * seconds[size], "ms", key=f"cohort-{size}",
               peak_mb=programs[size].peak_bytes / 2**20) for size in sizes]
@@ -115,8 +115,8 @@ def steps_and_widths(repeats: int, quick: bool) -> list[dict[str, Any]]:
   tasks = population(20, 200, case.shape, case.classes)
   steps = [1, 4] if quick else [1, 2, 5, 10, 20]
   widths = [(16, 32, 64), (32, 64, 128)] if quick else [(8, 16, 32), (16, 32, 64), (32, 64, 128), (64, 128, 256)]
-  programs = {f"K = {k}": program(case, tasks, steps=k, rounds=1) for k in steps}
-  programs |= {f"widths {'-'.join(map(str, w))}": program(case, tasks, widths=w, rounds=1) for w in widths}
+  programs = {f"K = {k}": program(case, tasks, steps=k, rounds=1, default=True) for k in steps}
+  programs |= {f"widths {'-'.join(map(str, w))}": program(case, tasks, widths=w, rounds=1, default=True) for w in widths}
   seconds = medians(repeats, {name: p.run for name, p in programs.items()})
   return [row(f"CIFAR-10 round, {name}", 1000 * seconds[name], "ms", compile_seconds=p.compile_seconds,
               peak_mb=p.peak_bytes / 2**20) for name, p in programs.items()]

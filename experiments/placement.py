@@ -7,7 +7,6 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -62,11 +61,11 @@ def use_cores(config: ConfigDict) -> None:
 
 
 def microbatch(config: ConfigDict, mesh: Mesh | None) -> int:
-  """`config.microbatch`; None: 5 where convolutions run on cores of a CPU, whose caches hold the intermediates of so many
+  """`config.microbatch`; None: 2 where convolutions run on cores of a CPU, whose caches hold the intermediates of so many
   samples (`python -m benchmarks --only=cores`), or else 0, whole batches."""
   if config.microbatch is not None:
     return config.microbatch
-  return 5 if mesh is not None and jax.default_backend() == "cpu" and config.model != "mlp" else 0
+  return 2 if mesh is not None and jax.default_backend() == "cpu" and config.model != "mlp" else 0
 
 
 def round_bytes(config: ConfigDict, store: TaskStore, draws: int, mesh: Mesh | None) -> int:

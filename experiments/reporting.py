@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,10 +13,25 @@ __all__ = ["MetricsWriter", "fail", "plot_accuracy", "plot_sparsity_curve", "plo
            "summary", "write_json"]
 
 
-def write_json(path: Path, content: Any) -> None:
-  """Writes `content` as JSON, by way of a temporary file: a reader never sees half of it."""
+def write_json(path: Path, content: Any, **long: Iterable[Any]) -> None:
+  """Writes `content` as JSON, by way of a temporary file: a reader never sees half of it.
+
+  Args:
+    path: the file.
+    content: a dictionary or list.
+    long: more entries of the dictionary, lists that are written item by item and never held (a large partition).
+  """
   partial = path.with_suffix(path.suffix + ".partial")
-  partial.write_text(json.dumps(content, indent=1) + "\n")
+  text = json.dumps(content, indent=1)
+  with partial.open("w") as file:
+    file.write(text[:-2] if long else text + "\n")
+    for name, items in long.items():
+      file.write(f",\n {json.dumps(name)}: [")
+      for i, item in enumerate(items):
+        file.write(("," if i else "") + f"\n  {json.dumps(item)}")
+      file.write("\n ]")
+    if long:
+      file.write("\n}\n")
   partial.replace(path)
 
 

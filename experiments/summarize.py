@@ -58,7 +58,8 @@ def write_readme(text: str, results: Path) -> str:
             "table1": ("tables/report.json", lambda content: report.table_markdown(content["tables"]["1"])),
             "table2": ("tables/report.json", lambda content: report.table_markdown(content["tables"]["2"])),
             "claims": ("tables/report.json", _claims_table), "sparsity": ("sparsity_curve.json", _sparsity_table),
-            "anchor": ("pfedme_anchor.json", _anchor_table), "benchmark": ("benchmark.json", _benchmark_table)}
+            "anchor": ("pfedme_anchor.json", _anchor_table), "benchmark": ("benchmark.json", _benchmark_table),
+            "bfloat16": ("bfloat16.json", _bfloat16_table)}
   for name, (file, table) in tables.items():
     path = results / file
     if f"<!-- table: {name} -->" in text and path.is_file():
@@ -95,11 +96,32 @@ def _sparsity_table(curves):
   return "\n".join(lines)
 
 
-def _benchmark_table(figures):
-  machine = figures.pop("machine")
-  rows = [f"| {name} | {value:.3g} |" if isinstance(value, float) else f"| {name} | {value} |"
-          for name, value in figures.items()]
-  return "\n".join([f"| {machine['backend']}, {machine['cores']} cores, jax {machine['jax']} | |", "|---|---|", *rows])
+# Sections of `python -m benchmarks` whose rows with a key README shows; all rows are in the record.
+_SHOWN = ("rounds", "others", "bfloat16", "loading", "command", "populations", "cohorts", "memory", "table1", "lasso")
+
+
+def _benchmark_table(figures: dict[str, Any]) -> str:
+  facts = figures["machine"]
+  lines = [f"| {facts['backend']}, {facts['cores']} cores, {facts['processor']}, jax {facts['jax']}, {facts['date']} | | "
+           "compilation | |", "|---|---|---|---|"]
+  for row in figures["rows"]:
+    if row["section"] in _SHOWN and "key" in row:
+      note = (f"{row['gflop_per_second']:.0f} GFLOP/s, {100 * row['of_matrix_rate']:.0f} % of a matrix product's"
+              if "of_matrix_rate" in row else "")
+      compiled = f"{row['compile_seconds']:.1f} s" if "compile_seconds" in row else ""
+      lines.append(f"| {row['what']} | {_figure(row['value'])} {row['unit']} | {compiled} | {note} |")
+  return "\n".join(lines)
+
+
+def _bfloat16_table(figures: dict[str, Any]) -> str:
+  lines = ["| compute | accuracy of target tasks, by seed (%) | mean (%) |", "|---|---|---|"]
+  for dtype, values in figures["accuracy"].items():
+    lines.append(f"| {dtype} | {', '.join(f'{100 * value:.1f}' for value in values)} | {100 * np.mean(values):.1f} |")
+  return "\n".join(lines)
+
+
+def _figure(value):
+  return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

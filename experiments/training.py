@@ -136,10 +136,11 @@ class _Member(NamedTuple):
   def open(self, dataset):
     self.workdir.mkdir(parents=True, exist_ok=True)
     reporting.write_json(self.workdir / "config.json", json.loads(self.config.to_json_best_effort()))
+    partition = self.tasks.partition
     reporting.write_json(self.workdir / "partition.json", {
         "dataset": dataset.name, "samples": len(dataset.labels), "training_tasks": self.tasks.training.tolist(),
-        "validation_tasks": self.tasks.validation.tolist(), "target_tasks": self.tasks.target.tolist(),
-        "tasks": self.tasks.partition.to_json()})
+        "validation_tasks": self.tasks.validation.tolist(), "target_tasks": self.tasks.target.tolist()},
+        tasks=({"train": train.tolist(), "test": test.tolist()} for train, test in zip(partition.train, partition.test)))
 
 
 class _Experiment:

@@ -98,8 +98,5 @@ def evaluate_targets(network: GatedNetwork, adapt: Callable, params: Any, popula
   def one(task):
     test = population.test(task)
     adapted = adapt(params, population.train(task))
-    # A loop over the two models instead of two calls: one program to compile.
-    both = jax.tree.map(lambda *models: jnp.stack(models), params, adapted)
-    metrics = jax.lax.map(lambda params: evaluate_task(network, params, test, chunk), both)
-    return tuple(jax.tree.map(lambda x: x[i], metrics) for i in range(2))
+    return evaluate_task(network, params, test, chunk), evaluate_task(network, adapted, test, chunk)
   return map_tasks(one, targets, task_axis)

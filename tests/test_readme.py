@@ -52,4 +52,4 @@ def test_commands_and_files_that_readme_names_exist():
     assert (root / "configs" / f"{path}.py").is_file()
   for module in set(re.findall(r"python -m ([\w.]+)", README)):
     path = root / module.replace(".", "/")
-    assert path.with_suffix(".py").is_file() or module == "pip", module
+    assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file() or module == "pip", module

@@ -50,12 +50,17 @@ def follow(problem, blocks, mesh=None, cohort=3):
   return jax.device_get(server), losses
 
 
-@pytest.mark.parametrize("blocks, devices", [([6], 1), ([2, 3, 1], 1), ([3, 3], 2), ([6], 8)])
-def test_rounds_are_those_of_tasks_on_the_device(problem, blocks, devices):
+@pytest.fixture(scope="module")
+def on_the_device(problem):
   _, population, algorithm, params = problem
   state = mg.federated_init(algorithm, params, jax.random.key(1))
-  expected, metrics = jax.jit(partial(mg.run_rounds, algorithm, rounds=6, cohort=3, batch_size=8, weighted=True))(
+  return jax.jit(partial(mg.run_rounds, algorithm, rounds=6, cohort=3, batch_size=8, weighted=True))(
       state, population, jnp.arange(6))
+
+
+@pytest.mark.parametrize("blocks, devices", [([6], 1), ([4, 2], 1), ([3, 3], 2), ([6], 8)])
+def test_rounds_are_those_of_tasks_on_the_device(problem, on_the_device, blocks, devices):
+  expected, metrics = on_the_device
   server, losses = follow(problem, blocks, mg.task_mesh(jax.devices()[:devices]) if devices > 1 else None)
   chex.assert_trees_all_close(server, jax.device_get(expected.server), rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(losses, metrics["loss"], rtol=1e-5)

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs import digits
-from experiments import distributed, training
+import metagater_jax as mg
+from configs import digits, mnist
+from experiments import distributed, placement, registry, training
 from experiments.config import ConfigError, check_config
 from experiments.training import load_parameters, run, run_seeds
 
@@ -56,7 +57,7 @@ def same_run(workdir, expected):
       np.testing.assert_allclose(ours[name], theirs[name], atol=0.01)
   for name in ("config.json", "partition.json"):
     held = [json.loads((folder / name).read_text()) for folder in (workdir, expected)]
-    assert all(held[0][key] == held[1][key] for key in held[0] if key not in ("mesh", "memory_mb"))
+    assert all(held[0][key] == held[1][key] for key in held[0] if key not in ("mesh", "memory_mb", "microbatch"))
   ours, theirs = (jax.tree.leaves(load_parameters(folder / "meta_model.npz")[0]) for folder in (workdir, expected))
   for a, b in zip(ours, theirs):
     np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4)
@@ -83,14 +84,23 @@ def test_eight_devices_are_one(one_device, tmp_path):
   assert json.loads((tmp_path / "w" / "result.json").read_text())["versions"]["devices"] == 8
 
 
-@pytest.mark.parametrize("fields", [{"memory_mb": 4}, {"mesh": "3"}])
-def test_tasks_on_the_host_or_over_devices_are_the_same_run(fields, tmp_path):
+def small_config(**fields):
   config = digits.get_config()
-  config.update(rounds=4, eval_every=2, widths=(4, 5, 6), seed=1)
-  expected = run(config, tmp_path / "device", quiet=True)
-  config.update(fields)
-  result = run(config, tmp_path / "host", quiet=True)
-  same_run(tmp_path / "host", tmp_path / "device")
+  config.update(rounds=4, eval_every=2, widths=(4, 5, 6), seed=1, **fields)
+  return config
+
+
+@pytest.fixture(scope="module")
+def on_the_device(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("device") / "w"
+  return folder, run(small_config(), folder, quiet=True)
+
+
+@pytest.mark.parametrize("fields", [{"memory_mb": 4}, {"mesh": "3", "microbatch": 5}])
+def test_tasks_on_the_host_or_over_devices_are_the_same_run(fields, on_the_device, tmp_path):
+  folder, expected = on_the_device
+  result = run(small_config(**fields), tmp_path / "host", quiet=True)
+  same_run(tmp_path / "host", folder)
   np.testing.assert_allclose(result["gate_threshold"], expected["gate_threshold"], rtol=1e-3)
   assert result["on_rate"].keys() == expected["on_rate"].keys()
   np.testing.assert_allclose(result["sparsity"]["per_task"], expected["sparsity"]["per_task"], atol=0.03)
@@ -115,6 +125,19 @@ def test_what_cannot_be_is_said_before_anything_is_compiled(fields, message, tmp
   with pytest.raises(ConfigError, match=message):
     run(config, tmp_path / "w", quiet=True)
   assert not (tmp_path / "w").exists()
+
+
+def test_defaults_follow_the_devices():
+  config = check_config(digits.get_config())
+  mesh = placement.make_mesh(check_config(small_config(mesh="auto")))
+  assert mesh.size == 8 and placement.make_mesh(config) is None
+  assert placement.make_mesh(check_config(small_config(mesh="2"))).size == 2
+  assert placement.microbatch(config, mesh) == 2 and placement.microbatch(config, None) == 0
+  assert placement.microbatch(check_config(small_config(microbatch=7)), mesh) == 7
+  one_step, two_steps = (mg.fedavg(None, local_lr=0.1, local_steps=k) for k in (1, 2))
+  mlp = check_config(mnist.get_config())
+  assert (registry.train_axis(mlp, one_step), registry.train_axis(mlp, two_steps)) == ("merged", "vmap")
+  assert (registry.train_axis(config, one_step), registry.evaluation_axis(mlp)) == ("auto", "vmap")
 
 
 def test_several_seeds_at_once_need_one_device(tmp_path):

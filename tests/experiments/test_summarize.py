@@ -1,6 +1,7 @@
 """README's tables follow from the records, and from nothing else."""
 
 import csv
+import json
 
 import pytest
 
@@ -30,6 +31,19 @@ def test_a_report_is_recorded_and_readme_written_from_it(tmp_path):
   assert "| CIFAR-10 | FedAvg | 1 | 85.0 ± 7.1 |" in text
   assert "old" not in text and "kept" in text and text.startswith("before\n") and text.endswith("after\n")
   assert summarize.write_readme(text, results) == text
+
+
+def test_the_table_of_a_benchmark(tmp_path):
+  (tmp_path / "benchmark.json").write_text(json.dumps({
+      "machine": {"backend": "cpu", "cores": 2, "processor": "X", "jax": "0.10", "date": "2026-01-02"}, "rows": [
+          {"section": "rounds", "what": "a round", "value": 153.21, "unit": "ms", "key": "a", "compile_seconds": 4.44,
+           "gflop_per_second": 158.0, "of_matrix_rate": 0.567},
+          {"section": "rounds", "what": "without a key", "value": 1.0, "unit": "ms"},
+          {"section": "cores", "what": "a detail", "value": 1.0, "unit": "ms", "key": "b"}]}))
+  text = summarize.write_readme("<!-- table: benchmark -->\n<!-- end -->", tmp_path)
+  assert "| cpu, 2 cores, X, jax 0.10, 2026-01-02 |" in text
+  assert "| a round | 153 ms | 4.4 s | 158 GFLOP/s, 57 % of a matrix product's |" in text
+  assert "without a key" not in text and "a detail" not in text
 
 
 def test_a_folder_without_a_report(tmp_path):

@@ -1,0 +1,65 @@
+"""The benchmark command, and what its figures are computed from."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import measure, rounds, scaling
+from experiments import summarize
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def command(*arguments):
+  return subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, text=True, capture_output=True, timeout=300)
+
+
+def test_operations_of_a_round_by_hand():
+  # Forward and two products backward of every layer but the first, which needs no gradient of its input.
+  first, second, third, last = 32 * 32 * 27 * 32, 16 * 16 * 288 * 64, 8 * 8 * 576 * 128, 2048 * 10
+  assert measure.flop_per_round(measure.CASES["cifar10"]) == 20 * 20 * 2 * (2 * first + 3 * (second + third + last))
+  assert measure.flop_per_round(measure.CASES["mnist"], steps=10) == 5 * 20 * 10 * 2 * (2 * 784 * 100 + 3 * 100 * 10)
+
+
+def test_medians_take_turns_and_leave_the_first_out():
+  calls = []
+  medians = measure.medians(3, {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")})
+  assert calls == ["a", "b"] * 4 and set(medians) == {"a", "b"}
+
+
+def test_the_command_writes_its_table_with_facts_about_the_machine(tmp_path):
+  done = command("--quick", "--only=lasso", f"--out={tmp_path / 'out.json'}")
+  assert done.returncode == 0, done.stderr
+  record = json.loads((tmp_path / "out.json").read_text())
+  assert {"processor", "cores", "backend", "jax", "date"} <= set(record["machine"]) and record["quick"]
+  assert all({"section", "what", "value", "unit"} <= set(row) and np.isfinite(row["value"]) for row in record["rows"])
+  assert all(row["what"] in done.stdout for row in record["rows"])
+  assert "lasso: time per step" in summarize._benchmark_table(record)
+
+
+@pytest.mark.parametrize("argument, message", [
+    ("--only=lassoo", "unknown section lassoo; there are rounds, "), ("--backend=gpu", "--backend=gpu, but JAX runs on cpu here")])
+def test_bad_arguments(argument, message):
+  done = command(argument)
+  assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_cannot_run_is_said_and_the_rest_goes_on(capsys, monkeypatch):
+  monkeypatch.setitem(sys.modules, "torch", None)
+  monkeypatch.setattr(rounds, "program", lambda *_, **__: measure.Program(lambda: np.zeros(()), 0.0, 0))
+  assert rounds.against_others(1, True, fedjax_python=Path("no/such/python")) == []
+  said = capsys.readouterr().out
+  assert "PyTorch cannot be imported" in said and "FedJAX cannot run (there is no no/such/python)" in said
+
+
+def test_a_synthetic_file_is_what_numpy_loads_and_is_gone_afterwards():
+  with scaling.synthetic_file(21) as path:
+    images, labels, partition = scaling._tasks_of(path, 21)
+    assert images.shape == (21 * 500, 32, 32, 3) and len(partition) == 21 and len(labels) == len(images)
+    assert np.asarray(images[:500]).std() > 50
+    np.testing.assert_array_equal(images[20 * 500], images[0])  # the block comes again
+  assert not path.exists()
