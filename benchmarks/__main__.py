@@ -1,6 +1,7 @@
 """`python -m benchmarks`: everything that is measured about speed, as a table and as JSON with facts about the machine.
 
-`--quick` takes about a minute. `--only=rounds,scaling` picks sections. With `--backend=gpu` JAX must see a GPU; nothing needs a
+`--quick` takes about a minute. `--only=rounds,cohorts` picks sections and leaves the others' rows in the file
+as they are. With `--backend=gpu` JAX must see a GPU; nothing needs a
 network, TensorFlow or a data set (loading and the paper's commands are measured where `--data_dir` has them). PyTorch and
 FedJAX are optional: `pip install -e '.[benchmark]'`, and `make .venv-fedjax/ready`, an environment of its own.
 """
@@ -51,7 +52,7 @@ def main() -> None:
   repeats = options.repeats or (3 if options.quick else 7)
   facts = machine()
   print(", ".join(f"{name} {value}" for name, value in facts.items()))
-  rows = []
+  rows = _kept(options, facts)
   for name, section in sections.items():
     if options.only is not None and name not in options.only:
       continue
@@ -64,6 +65,15 @@ def main() -> None:
       options.out.parent.mkdir(parents=True, exist_ok=True)
       options.out.write_text(json.dumps({"machine": facts, "quick": options.quick, "repeats": repeats, "rows": rows},
                                         indent=1) + "\n")
+
+
+def _kept(options, facts):
+  """With --only, the rows of the other sections that the file has from the same machine and versions."""
+  if not (options.only and options.out and options.out.is_file()):
+    return []
+  record = json.loads(options.out.read_text())
+  same = all(record["machine"].get(name) == value for name, value in facts.items() if name != "date")
+  return [row for row in record["rows"] if row["section"] not in options.only] if same else []
 
 
 def _line(row):
