@@ -20,7 +20,7 @@ quickstart: .venv/ready
 	$(BIN)/python -m experiments.run
 
 test: .venv/ready
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses=4 --dist loadscope
 
 # Runs on eight devices and on several processes.
 slow-test: .venv/ready
