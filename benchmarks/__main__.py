@@ -14,20 +14,20 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import lasso, pipeline, roofline, rounds, scaling
+from benchmarks import fewshot, lasso, pipeline, roofline, rounds, scaling
 from benchmarks.measure import cores, machine
 
 
 def _sections(options):
   return {
-      "rounds": rounds.rounds, "task_axes": rounds.task_axes, "cores": rounds.on_cores,
+      "rounds": rounds.rounds, "task_axes": rounds.task_axes, "cores": rounds.on_cores, "compilers": rounds.compilers,
       "others": partial(rounds.against_others, fedjax_python=options.fedjax_python), "bfloat16": rounds.dtypes,
       "roofline": roofline.roofline, "targets": pipeline.target_tasks,
       "loading": partial(pipeline.loading, data_dir=options.data_dir),
       "command": partial(pipeline.command, data_dir=options.data_dir),
       "populations": scaling.populations, "cohorts": scaling.cohorts, "steps": scaling.steps_and_widths,
       "memory": scaling.larger_than_memory, "table1": partial(roofline.table1_row, data_dir=options.data_dir),
-      "lasso": lasso.lasso}
+      "lasso": lasso.lasso, "maml": fewshot.meta_steps, "anp": fewshot.scores}
 
 
 def main() -> None:

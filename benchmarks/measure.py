@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import metagater_jax as mg
+from experiments.programs import compiler_options
 
 __all__ = ["CASES", "ROUNDS", "Case", "Program", "as_experiments_do", "compiled", "cores",
            "flop_per_round", "machine", "matrix_rate", "medians", "network_of",
@@ -133,8 +134,11 @@ def as_experiments_do(case: Case):
 
 def program(case: Case, tasks: mg.Population, *, steps: int = 1, cohort: int | None = None, task_axis: str | int | None = None,
             widths: tuple[int, ...] = (), mesh=None, microbatch: int = 0, compute_dtype: str = "float32", make=None,
-            rounds: int = ROUNDS, default: bool = False) -> Program:
-  """`rounds` rounds of MetaGater (or `make(loss)`) on a case, compiled; `default`: as `experiments.run` computes them."""
+            rounds: int = ROUNDS, default: bool = False, options: dict[str, bool] | None = None) -> Program:
+  """`rounds` rounds of MetaGater (or `make(loss)`) on a case, compiled; `default`: as `experiments.run` computes them.
+
+  `options` are XLA's.
+  """
   if default:
     mesh, microbatch = as_experiments_do(case)
   network = network_of(case, widths, compute_dtype)
@@ -152,8 +156,10 @@ def program(case: Case, tasks: mg.Population, *, steps: int = 1, cohort: int | N
   arguments = state, tasks, jnp.arange(tasks.train_count.shape[0])
   if mesh is not None:
     arguments = jax.device_put(arguments, jax.NamedSharding(mesh, jax.P()))
+  if options is None:
+    options = compiler_options(convolutions=case.model != "mlp") if default else {}
   return compiled(partial(mg.run_rounds, algorithm, rounds=rounds, cohort=cohort or case.cohort, batch_size=20, task_axis=how,
-                          mesh=mesh), *arguments)
+                          mesh=mesh), *arguments, compiler_options=options)
 
 
 def flop_per_round(case: Case, steps: int = 1, cohort: int | None = None, widths: tuple[int, ...] = ()) -> int:

@@ -12,7 +12,7 @@ import metagater_jax as mg
 from benchmarks.measure import CASES, ROUNDS, flop_per_round, matrix_rate, medians, population, program, row
 from benchmarks.torch_loops import torch_rounds
 
-__all__ = ["FEDJAX_PYTHON", "against_others", "dtypes", "on_cores", "rounds", "task_axes"]
+__all__ = ["FEDJAX_PYTHON", "against_others", "compilers", "dtypes", "on_cores", "rounds", "task_axes"]
 
 FEDJAX_PYTHON = Path(__file__).resolve().parent.parent / ".venv-fedjax" / "bin" / "python"
 
@@ -79,6 +79,19 @@ def on_cores(repeats: int, quick: bool) -> list[dict[str, Any]]:
     rows += [row(f"{case.name}, K = 1, {len(jax.devices()) if spread else 1} devices, microbatch {part or 'whole'}",
                  1000 * seconds[spread, part] / 2, "ms", key=f"cores-{name}-{spread}-{part}", peak_mb=p.peak_bytes / 2**20)
              for (spread, part), p in programs.items()]
+  return rows
+
+
+def compilers(repeats: int, quick: bool) -> list[dict[str, Any]]:
+  """Rounds compiled with XLA's own options and with those of `experiments.programs`."""
+  rows = []
+  for name in ("cifar10",) if quick or jax.default_backend() != "cpu" else ("mnist", "cifar10", "cifar10_gated", "cifar100"):
+    case, tasks = CASES[name], _tasks(CASES[name])
+    ours = {"xla_cpu_use_fusion_emitters": False} if jax.default_backend() == "cpu" else {}
+    programs = {label: program(case, tasks, default=True, options=options) for label, options in (("default", {}), ("ours", ours))}
+    seconds = medians(repeats, {label: p.run for label, p in programs.items()})
+    rows += [row(f"{case.name}, K = 1, compiled with {label} options", 1000 * seconds[label] / ROUNDS, "ms",
+                 compile_seconds=p.compile_seconds) for label, p in programs.items()]
   return rows
 
 

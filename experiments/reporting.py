@@ -2,15 +2,21 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from tqdm import tqdm
 
-__all__ = ["MetricsWriter", "fail", "plot_accuracy", "plot_sparsity_curve", "plot_tasks", "pyplot", "result_table",
-           "summary", "write_json"]
+__all__ = ["DivergedError", "MetricsWriter", "Progress", "fail", "fewshot_table", "plot_accuracy", "plot_fewshot",
+           "plot_sparsity_curve", "plot_tasks", "pyplot", "result_table", "summary", "write_json"]
+
+
+class DivergedError(ArithmeticError):
+  """Meta-training left the finite numbers. The message says what to lower and where the metrics until then are."""
 
 
 def write_json(path: Path, content: Any, **long: Iterable[Any]) -> None:
@@ -66,6 +72,34 @@ class MetricsWriter:
       writer.writerow(row)
 
 
+class Progress:
+  """Rounds (or steps), loss, accuracy, sparsity, rate and time left, on standard error.
+
+  One line that is rewritten on a terminal; elsewhere (a log file) a line per evaluation.
+  """
+
+  def __init__(self, total: int, quiet: bool, unit: str):
+    self._shown, self._lines = {}, not quiet and not sys.stderr.isatty()
+    self._bar = tqdm(total=total, disable=quiet, unit=f" {unit}s", mininterval=0.2, dynamic_ncols=True,
+                     file=open(os.devnull, "w") if self._lines else sys.stderr,
+                     bar_format=unit + " {n_fmt}/{total_fmt}{postfix} | {rate_noinv_fmt} | {remaining} left")
+
+  def show(self, **values: float | None) -> None:
+    """Values to be shown from now on; None leaves one out."""
+    self._shown |= {name: f"{value:.3f}" for name, value in values.items() if value is not None}
+    self._bar.set_postfix(self._shown, refresh=False)
+
+  def advance(self, count: int, evaluated: bool) -> None:
+    """So many more are done; with an evaluation a log file gets its line."""
+    self._bar.update(count)
+    if self._lines and evaluated:
+      print(self._bar, file=sys.stderr, flush=True)
+
+  def close(self) -> None:
+    """Ends the line."""
+    self._bar.close()
+
+
 def result_table(result: dict[str, Any]) -> str:
   """The result of a run as lines for a terminal."""
   tasks = len(result["accuracy"]["per_task"])
@@ -86,6 +120,39 @@ def result_table(result: dict[str, Any]) -> str:
            f"seed {result['seed']}; mean ± spread over {tasks} target tasks")
   width = max(len(name) for name, _ in rows)
   return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def fewshot_table(result: dict[str, Any]) -> str:
+  """The result of a few-shot run as lines for a terminal."""
+  share = lambda a: f"{100 * a['mean']:.1f} % ± {100 * a['ci95']:.1f}"
+  kept = result["parameters"]
+  rows = [("accuracy before adaptation", share(result["accuracy_before_adaptation"])),
+          ("accuracy after adaptation", share(result["accuracy"])),
+          ("sparsity of the kernels", f"{100 * result['sparsity']:.1f} %" if result["sparsity"] else "not pruned"),
+          ("parameters", f"{kept['all']:,}" + (f", {kept['kept']:,} kept" if result["sparsity"] else "")),
+          ("meta-training", f"{result['episodes_per_second']:.1f} episodes per second"),
+          ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items()))]
+  title = (f"{result['name']}: {result['learner']}, {result['model']}, {result['ways']}-way {result['shots']}-shot, "
+           f"{result['steps']} steps, seed {result['seed']}; mean ± 95 % interval over {result['accuracy']['episodes']} test "
+           "episodes")
+  width = max(len(name) for name, _ in rows)
+  return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def plot_fewshot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+  """Accuracy on validation episodes before and after adaptation, and sparsity where there is any, over steps."""
+  plt = pyplot()
+  figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+  steps = [row["step"] for row in rows]
+  axis.plot(steps, [row["accuracy"] for row in rows], "o-", markersize=4, label="accuracy after adaptation")
+  axis.plot(steps, [row["accuracy_before"] for row in rows], "s--", markersize=4, label="accuracy before adaptation")
+  if any(row["sparsity"] for row in rows):
+    axis.plot(steps, [row["sparsity"] for row in rows], "^:", color="tab:green", markersize=4, label="sparsity of the kernels")
+  axis.set(xlabel="meta-training step", ylabel="fraction", ylim=(0, 1.02), title=f"{title}, validation classes")
+  axis.grid(alpha=0.3)
+  axis.legend(loc="best")
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
 
 
 def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:

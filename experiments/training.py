@@ -2,12 +2,9 @@
 
 import importlib.metadata
 import json
-import os
 import platform
-import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 import metagater_jax as mg
 from experiments import placement, registry, reporting
 from experiments.config import ConfigError, check_config, check_dataset, with_fields
+from experiments.programs import Clock, Compiled, compiler_options
+from experiments.reporting import DivergedError, Progress
 from metagater_jax.data.datasets import Dataset, load_dataset
 from metagater_jax.data.stream import TaskStore
 
@@ -87,7 +85,7 @@ def run_seeds(config: ConfigDict, workdirs: Mapping[int, str | Path], dataset: D
   if jax.process_index() == 0:
     for workdir in workdirs.values():
       check_workdir(workdir)
-  clock = _Clock("load", "compile", "train", "evaluate")
+  clock = Clock("load", "compile", "train", "evaluate")
   with clock("load"):
     dataset = load(config, dataset)
     tasks = {seed: make_tasks(with_fields(config, seed=seed), dataset) for seed in seeds}
@@ -155,17 +153,19 @@ class _Experiment:
     self.layers = self.network.layers(self.image_shape)
     train = partial(mg.run_rounds, self.algorithm, cohort=config.cohort, batch_size=config.batch_size,
                     weighted=config.weighted, task_axis=registry.train_axis(config, self.algorithm))
-    self._train = _Compiled(clock, "train", train, donate_argnums=0)
+    options = {"compiler_options": compiler_options(convolutions=config.model != "mlp")}
+    self._train = Compiled(clock, "train", train, donate_argnums=0, **options)
     evaluate = placement.evaluate_function(self.algorithm, self.network, config)
-    self._evaluate = _Compiled(clock, "evaluate", evaluate)
-    self._train_streamed = _Compiled(clock, "train", placement.train_function(self.algorithm, config, mesh), donate_argnums=0)
-    self._evaluate_streamed = _Compiled(clock, "evaluate", placement.evaluate_function(self.algorithm, self.network, config,
-                                                                                       mesh))
+    self._evaluate = Compiled(clock, "evaluate", evaluate, **options)
+    self._train_streamed = Compiled(clock, "train", placement.train_function(self.algorithm, config, mesh), donate_argnums=0,
+                                    **options)
+    self._evaluate_streamed = Compiled(clock, "evaluate", placement.evaluate_function(self.algorithm, self.network, config,
+                                                                                      mesh), **options)
     axes = _STACKED_POPULATION
-    self._train_together = _Compiled(clock, "train", lambda *arguments, **static: jax.vmap(
-        partial(train, **static), in_axes=(0, axes, 0))(*arguments), donate_argnums=0)
-    self._evaluate_together = _Compiled(clock, "evaluate", jax.vmap(evaluate, in_axes=(0, axes, 0, 0, axes, 0)))
-    self._adapt = _Compiled(clock, "evaluate", self.algorithm.adapt)
+    self._train_together = Compiled(clock, "train", lambda *arguments, **static: jax.vmap(
+        partial(train, **static), in_axes=(0, axes, 0))(*arguments), donate_argnums=0, **options)
+    self._evaluate_together = Compiled(clock, "evaluate", jax.vmap(evaluate, in_axes=(0, axes, 0, 0, axes, 0)), **options)
+    self._adapt = Compiled(clock, "evaluate", self.algorithm.adapt, **options)
 
   def check_memory(self, tasks_and_stores):
     """Raises a ConfigError, before anything is compiled, where the tasks of a seed do not fit in `memory_mb`."""
@@ -195,7 +195,7 @@ class _Experiment:
     writers = [reporting.MetricsWriter(m.workdir) for m in members] if jax.process_index() == 0 else []
     rows, errors, round_ms, done = [[] for _ in members], {}, [], 0
     quiet = quiet or jax.process_index() > 0
-    progress = _Progress(config.rounds, quiet)
+    progress = Progress(config.rounds, quiet, "round")
     for count in blocks:
       if len(errors) == len(members):
         break
@@ -299,10 +299,6 @@ def _stack(populations):
                                             map(jnp.stack, zip(*indexed)))))
 
 
-class DivergedError(ArithmeticError):
-  """Meta-training left the finite numbers. The message says what to lower and where the metrics until then are."""
-
-
 def save_parameters(path: Path, params: Any, **scalars: Any) -> None:
   """A model as a NumPy archive: one array per parameter, named "gate/conv3/W2", and scalars beside them."""
   leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -383,72 +379,3 @@ def check_workdir(workdir: Path) -> None:
   if held:
     raise ConfigError(f"the workdir {workdir} already holds another run ({', '.join(held)}); give a new folder, or remove "
                       "this one.")
-
-
-class _Clock:
-  """Seconds by phase."""
-
-  def __init__(self, *phases):
-    self._phases = phases
-    self.reset()
-
-  def reset(self):
-    self.seconds = dict.fromkeys(self._phases, 0.0)
-
-  @contextmanager
-  def __call__(self, phase):
-    start = time.perf_counter()
-    yield
-    self.seconds[phase] += time.perf_counter() - start
-
-
-class _Compiled:
-  """A jitted function that keeps compiling and running apart in a clock; keyword arguments are static."""
-
-  def __init__(self, clock: _Clock, phase: str, function: Callable, **jit_options):
-    self._clock, self._phase, self._function, self._options = clock, phase, function, jit_options
-    self._programs = {}
-    self.seconds = 0.0  # of the last run
-
-  def compile(self, *arguments, **static):
-    """Compiles for these arguments, if that is not done yet; the program."""
-    shapes = jax.tree.map(lambda x: (np.shape(x), jax.dtypes.result_type(x) if np.isscalar(x) else x.dtype), arguments)
-    key = str((sorted(static.items()), shapes))
-    if key not in self._programs:
-      with self._clock("compile"):
-        jitted = jax.jit(partial(self._function, **static), **self._options)
-        self._programs[key] = jitted.lower(*arguments).compile()
-    return self._programs[key]
-
-  def __call__(self, *arguments, **static):
-    program = self.compile(*arguments, **static)
-    start = time.perf_counter()
-    with self._clock(self._phase):
-      out = jax.block_until_ready(program(*arguments))
-    self.seconds = time.perf_counter() - start
-    return out
-
-
-class _Progress:
-  """Round, loss, target accuracy, sparsity, rounds per second and time left, on standard error.
-
-  One line that is rewritten on a terminal; elsewhere (a log file) a line per evaluation.
-  """
-
-  def __init__(self, rounds, quiet):
-    self._shown, self._lines = {}, not quiet and not sys.stderr.isatty()
-    self._bar = tqdm(total=rounds, disable=quiet, unit=" rounds", mininterval=0.2, dynamic_ncols=True,
-                     file=open(os.devnull, "w") if self._lines else sys.stderr,
-                     bar_format="round {n_fmt}/{total_fmt}{postfix} | {rate_noinv_fmt} | {remaining} left")
-
-  def show(self, **values):
-    self._shown |= {name: f"{value:.3f}" for name, value in values.items() if value is not None}
-    self._bar.set_postfix(self._shown, refresh=False)
-
-  def advance(self, count, evaluated):
-    self._bar.update(count)
-    if self._lines and evaluated:
-      print(self._bar, file=sys.stderr, flush=True)
-
-  def close(self):
-    self._bar.close()

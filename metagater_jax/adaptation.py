@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from metagater_jax.data.population import TaskData
 from metagater_jax.evaluation import mean_over_task
-from metagater_jax.federated import map_tasks
 from metagater_jax.gates import gate_groups, sparsity as sparsity_of
 from metagater_jax.local import Loss, full_batch_gradient
 from metagater_jax.network import GatedNetwork
 from metagater_jax.penalties import group_lasso, group_norms
+from metagater_jax.tasks import map_tasks
 
 __all__ = ["adapt_backbone", "adapt_gate", "calibrate_threshold", "fine_tune", "two_stage_adaptation"]
 

@@ -2,7 +2,7 @@
 
 import jax
 
-__all__ = ["check_positive"]
+__all__ = ["check_not_negative", "check_positive"]
 
 
 def check_positive(**options: float) -> None:
@@ -10,3 +10,10 @@ def check_positive(**options: float) -> None:
   for name, value in options.items():
     if not isinstance(value, jax.core.Tracer) and not value > 0:
       raise ValueError(f"{name} must be positive, got {value}.")
+
+
+def check_not_negative(**options: float) -> None:
+  """The same for options that may be 0."""
+  for name, value in options.items():
+    if not isinstance(value, jax.core.Tracer) and not value >= 0:
+      raise ValueError(f"{name} must not be negative, got {value}.")

@@ -9,9 +9,9 @@ import optax
 
 from metagater_jax.accounting import gate_cost, gated_macs, gated_parameters
 from metagater_jax.data.population import Batch, Population, TaskData
-from metagater_jax.federated import map_tasks
 from metagater_jax.gates import sparsity
 from metagater_jax.network import GatedNetwork
+from metagater_jax.tasks import map_tasks
 
 __all__ = ["TaskMetrics", "evaluate_targets", "evaluate_task", "mean_over_task"]
 

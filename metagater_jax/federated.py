@@ -9,25 +9,23 @@ read from a disk while earlier rounds run (`metagater_jax.data.stream`); and a p
 devices or processes without a change in what each of them draws.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from metagater_jax.data.population import Minibatches, Pool, Population, sample_positions
 from metagater_jax.local import DrawBatch
 from metagater_jax.network import row_keys
+from metagater_jax.tasks import TASK_AXIS, check_mesh, resolve_task_axis, sum_over_tasks
 
-__all__ = ["TASK_AXIS", "Algorithm", "ClientUpdate", "FederatedState", "RoundPlan", "federated_init", "federated_round",
-           "follow_plan", "map_tasks", "plan_rounds", "run_rounds", "sample_cohort", "task_axes", "task_mesh"]
+__all__ = ["Algorithm", "ClientUpdate", "FederatedState", "RoundPlan", "federated_init", "federated_round", "follow_plan",
+           "plan_rounds", "run_rounds", "sample_cohort"]
 
 Params = Any
 
-# Name of the mesh axis over which tasks are spread.
-TASK_AXIS = "tasks"
 # At most so many rounds are planned at a time.
 _PLANNED = 20
 
@@ -104,71 +102,6 @@ def federated_init(algorithm: Algorithm, params: Params, key: jax.Array) -> Fede
   return FederatedState(jnp.zeros((), jnp.int32), key, algorithm.init(params))
 
 
-def task_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh of these devices (None: all there are) with the one axis over which tasks are spread."""
-  return Mesh(np.array(jax.devices() if devices is None else devices), (TASK_AXIS,))
-
-
-def task_axes(mergeable: bool = False) -> tuple[str, ...]:
-  """The names that `task_axis` may have, beside positive numbers."""
-  return ("auto", "vmap", "map", *(["merged"] if mergeable else []))
-
-
-def _how(task_axis, mergeable=False):
-  if isinstance(task_axis, str) and task_axis.isdigit():  # as it comes from a command line
-    task_axis = int(task_axis)
-  if task_axis == "auto":
-    # On a CPU one node's intermediates fit in the cache; an accelerator wants one large product.
-    return "map" if jax.default_backend() == "cpu" else "merged" if mergeable else "vmap"
-  if task_axis in task_axes(mergeable) or (type(task_axis) is int and task_axis > 0):
-    return task_axis
-  if task_axis == "merged":
-    raise ValueError("task_axis 'merged' needs an algorithm whose mean update is that on the merged batch: one local step of "
-                     "plain gradient descent. Use 'vmap', 'map' or a number of tasks.")
-  raise ValueError("task_axis must be 'auto', 'vmap', 'map', 'merged' or a positive number of tasks, got "
-                   f"{task_axis!r}.")
-
-
-def map_tasks(function: Callable[[Any], Any], tasks: Any, how: str | int = "auto") -> Any:
-  """`function` over the leading axis of `tasks`.
-
-  Args:
-    function: of one task.
-    tasks: a pytree of arrays with a leading task axis.
-    how: "vmap" (all at once), "map" (one after the other: less memory, and on a CPU faster, since a task's
-      intermediates fit in the cache), a number (so many at once), or "auto": "map" on CPU, "vmap" elsewhere.
-  """
-  how = _how(how)
-  if how == "vmap":
-    return jax.vmap(function)(tasks)
-  if how == "map":
-    return jax.lax.map(function, tasks)
-  return jax.lax.map(function, tasks, batch_size=how)
-
-
-def _weighted_sum(function, tasks, share, how):
-  """Σ_i share_i function(tasks_i). Only "vmap" ever holds all of the results."""
-  count = share.shape[0]
-  together = {"vmap": count, "map": 1}.get(how, how)
-
-  def block(tasks, share):
-    if share.shape[0] == 1:
-      result = function(jax.tree.map(lambda x: x[0], tasks))
-      return jax.tree.map(lambda x: share[0] * x, result)
-    return jax.tree.map(lambda x: jnp.tensordot(share, x, axes=1), jax.vmap(function)(tasks))
-
-  blocks, rest = divmod(count, together)
-  if blocks <= 1 and not rest:
-    return block(tasks, share)
-  whole = jax.tree.map(lambda x: x[:count - rest].reshape(blocks, together, *x.shape[1:]), (tasks, share))
-  first = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(
-      lambda whole: block(*jax.tree.map(lambda x: x[0], whole)), whole))
-  total, _ = jax.lax.scan(lambda total, x: (jax.tree.map(jnp.add, total, block(*x)), None), first, whole)
-  if rest:
-    total = jax.tree.map(jnp.add, total, block(*jax.tree.map(lambda x: x[count - rest:], (tasks, share))))
-  return total
-
-
 def sample_cohort(key: jax.Array, clients: jax.Array, size: int) -> jax.Array:
   """`size` different entries of `clients`, uniformly.
 
@@ -238,9 +171,9 @@ def follow_plan(algorithm: Algorithm, server: Any, plan: RoundPlan, minibatches:
   Raises:
     ValueError: nodes that the devices do not divide, or an unknown `task_axis`.
   """
-  how = _how(task_axis, algorithm.mergeable)
+  how = resolve_task_axis(task_axis, algorithm.mergeable)
   if mesh is not None:
-    _check_mesh(mesh, plan.share.shape[1])
+    check_mesh(mesh, plan.share.shape[1])
 
   def mean_update(params, share, keys, minibatches, pool):
     if how == "merged":
@@ -253,7 +186,7 @@ def follow_plan(algorithm: Algorithm, server: Any, plan: RoundPlan, minibatches:
     def node(node):
       keys, own = node
       return algorithm.client_update(params, lambda i: (own.batch(i, pool), keys[i]))
-    return _weighted_sum(node, (keys, minibatches), share, how)
+    return sum_over_tasks(node, (keys, minibatches), share, how)
 
   def rounds(server, share, keys, minibatches, pool):
     def one(server, nodes):
@@ -316,10 +249,3 @@ def run_rounds(algorithm: Algorithm, state: FederatedState, population: Populati
     return blocks(state, None)
   state, metrics = jax.lax.scan(blocks, state, length=rounds // block)
   return state, jax.tree.map(lambda x: x.reshape(rounds, *x.shape[2:]), metrics)
-
-
-def _check_mesh(mesh, nodes):
-  if mesh.axis_names != (TASK_AXIS,):
-    raise ValueError(f"the mesh must have one axis, '{TASK_AXIS}', but has {mesh.axis_names}; make it with task_mesh().")
-  if nodes % mesh.size:
-    raise ValueError(f"{nodes} nodes cannot be spread evenly over {mesh.size} devices; plan them with multiple={mesh.size}.")

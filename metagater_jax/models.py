@@ -5,10 +5,11 @@ Modules are named, so that a gate can be put on any layer by its name. They know
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from metagater_jax.convolution import average_pool, conv_as_matmul, max_pool
 
-__all__ = ["MLP", "ConvNet4", "ConvNet7", "ConvUnit"]
+__all__ = ["MLP", "ConvNet4", "ConvNet7", "ConvUnit", "FewShotConvNet", "NormalizedConv", "ResNet12"]
 
 _he = nn.initializers.he_normal()
 
@@ -94,6 +95,95 @@ class ConvNet7(nn.Module):
     for i, width in enumerate(self.widths, 1):
       x = ConvUnit(width, {2: "max", 4: "max", 6: "average"}.get(i), name=f"conv{i}")(x)
     return nn.Dense(self.classes, name="output")(x.reshape(x.shape[0], -1))
+
+
+class NormalizedConv(nn.Module):
+  """Convolution without bias, batch normalization with the batch's own statistics, and a scale and bias per channel.
+
+  There are no running averages: a batch is normalized by itself in training, adaptation and evaluation alike, the mode in
+  which few-shot results are usually reported (transductive: the queries of an episode share their statistics).
+
+  Attributes:
+    features: C_out.
+    size: of the kernel, in both directions; 'same' padding.
+    pool: 2×2 maximum afterwards, and relu (the few-shot networks' block), as one unit.
+    epsilon: added to the variance.
+  """
+
+  features: int
+  size: int = 3
+  pool: bool = False
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, z: jax.Array) -> jax.Array:
+    kernel = self.param("kernel", _he, (self.size, self.size, z.shape[-1], self.features))
+    scale = self.param("scale", nn.initializers.ones, (self.features,))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    h = conv_as_matmul(z, kernel, (1, 1), "SAME")
+    mean = h.mean((0, 1, 2))
+    variance = jnp.square(h - mean).mean((0, 1, 2))
+    scale = scale * jax.lax.rsqrt(variance + self.epsilon)
+    if self.pool:  # shift and relu are monotone: after the maximum there is a quarter of the work
+      return jax.nn.relu(max_pool(h * scale) + (bias - mean * scale))
+    return h * scale + (bias - mean * scale)
+
+  @nn.nowrap
+  def positions(self, z: jax.Array) -> int:
+    """Places per example at which the kernel is applied."""
+    return z.shape[1] * z.shape[2]
+
+
+class FewShotConvNet(nn.Module):
+  """Conv-4, the usual few-shot network (Vinyals et al. 2016): blocks of 3×3 convolution, batch normalization, relu and 2×2
+  max pooling, and a fully connected layer.
+
+  Layers: `conv1` … `conv4`, `output`.
+  """
+
+  classes: int
+  widths: tuple[int, ...] = (32, 32, 32, 32)
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    x = _check_images(self, images)
+    for i, width in enumerate(self.widths, 1):
+      x = NormalizedConv(width, pool=True, name=f"conv{i}")(x)
+    return nn.Dense(self.classes, name="output")(x.reshape(x.shape[0], -1))
+
+
+class ResNet12(nn.Module):
+  """ResNet-12, the few-shot residual network (Oreshkin et al. 2018; no DropBlock): blocks of three 3×3 convolutions, each with
+  batch normalization, the first two with leaky relu; a normalized 1×1 convolution beside them; leaky relu and 2×2 max pooling
+  of the sum. The mean over places feeds a fully connected layer.
+
+  Layers: `block1/conv1` … `block4/conv3`, `block1/shortcut` …, `output`.
+  """
+
+  classes: int
+  widths: tuple[int, ...] = (64, 128, 256, 512)
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    x = _check_images(self, images)
+    for i, width in enumerate(self.widths, 1):
+      x = _ResidualBlock(width, name=f"block{i}")(x)
+    return nn.Dense(self.classes, name="output")(x.mean((1, 2)))
+
+
+class _ResidualBlock(nn.Module):
+  features: int
+
+  @nn.compact
+  def __call__(self, z):
+    h = _leaky(NormalizedConv(self.features, name="conv1")(z))
+    h = _leaky(NormalizedConv(self.features, name="conv2")(h))
+    h = NormalizedConv(self.features, name="conv3")(h) + NormalizedConv(self.features, size=1, name="shortcut")(z)
+    return _leaky(max_pool(h))  # monotone, so that it may follow the maximum
+
+
+def _leaky(x):
+  return jax.nn.leaky_relu(x, 0.1)
 
 
 def _check_images(model, images):

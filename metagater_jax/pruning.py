@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from metagater_jax.local import Loss
+from metagater_jax.tasks import sum_over_tasks
 
-__all__ = ["SCORES", "apply_mask", "connection_saliency", "is_kernel", "magnitude_score", "make_mask", "mask_sparsity",
-           "random_score", "snip_score"]
+__all__ = ["SCORES", "anp_score", "apply_mask", "connection_saliency", "is_kernel", "magnitude_score", "make_mask", "mask_sparsity",
+           "nonzero_mask", "random_score", "snip_score"]
 
 Params = Any
 
@@ -55,6 +56,47 @@ def snip_score(params: Params, loss: Loss, batch: Any, key: jax.Array | None = N
   return connection_saliency(params, jax.grad(loss)(params, batch, key))
 
 
+def anp_score(params: Params, meta_loss: Callable[..., jax.Array], tasks: Any, derivative: str = "exact", *,
+              by_layer: bool = False, task_axis: str | int = "auto", axis_name: str | None = None) -> Params:
+  """Adaptation-aware importance (ANP, Gao et al. 2021): how sensitive the meta-objective is to a weight.
+
+  |∂M(w ⊙ c)/∂c| at c = 1, which is |w ⊙ ∇M(w)|, of M(w) = mean over tasks of L_query(A_T(w)): a weight is important if the network
+  adapts worse without it, whatever its own loss on anything is.
+
+  Args:
+    params: w, the (meta-)parameters.
+    meta_loss: `(params, task, derivative=…) -> scalar`, as the `meta_loss` of a `MetaLearner`.
+    tasks: a pytree with a leading task axis, such as `sample_episodes` makes.
+    derivative: "exact" differentiates through the inner loop; "first_order" takes the gradient at the adapted weights, which
+      needs no second derivatives.
+    by_layer: one gradient after the other, each of one leaf only: less memory for more time, the same score.
+    task_axis: see `map_tasks`.
+    axis_name: of a mesh over which the tasks are spread evenly; each device has its part of `tasks`.
+
+  Returns:
+    A pytree like `params`.
+  """
+  count = jax.tree.leaves(tasks)[0].shape[0]
+  share = jnp.full(count, 1 / count)
+
+  def mean_gradient(loss, part):
+    gradient = sum_over_tasks(lambda task: jax.grad(loss)(part, task), tasks, share, task_axis)
+    return gradient if axis_name is None else jax.lax.pmean(gradient, axis_name)
+
+  if not by_layer:
+    return connection_saliency(params, mean_gradient(lambda w, task: meta_loss(w, task, derivative=derivative), params))
+  leaves, structure = jax.tree.flatten(params)
+  gradients = []
+  for i in range(len(leaves)):
+    # Behind a barrier, or the compiler would make one program with all gradients out of it again.
+    fixed, _ = jax.lax.optimization_barrier((leaves, gradients))
+
+    def loss_of_leaf(leaf, task, i=i, fixed=fixed):
+      return meta_loss(jax.tree.unflatten(structure, [*fixed[:i], leaf, *fixed[i + 1:]]), task, derivative=derivative)
+    gradients.append(mean_gradient(loss_of_leaf, fixed[i]))
+  return connection_saliency(params, jax.tree.unflatten(structure, gradients))
+
+
 SCORES = {"magnitude": magnitude_score, "random": random_score, "snip": snip_score}
 
 
@@ -68,8 +110,9 @@ def make_mask(score: Params, sparsity: float | jax.Array, *, scope: str = "globa
               prunable: Callable[[str, jax.Array], bool] = is_kernel) -> Params:
   """A mask (0 or 1, in each leaf's shape) that keeps the weights of the highest score.
 
-  Of n candidates it removes round(sparsity · n), exactly; among equal scores those that come later in the tree go. Works
-  under `jit` and `vmap`, also with a traced sparsity.
+  Of n candidates it removes round(sparsity · n), exactly; among equal scores those that come later in the tree go. The best of
+  each leaf is kept before anything else, so that no layer goes as a whole. Works under `jit` and `vmap`, also with a traced
+  sparsity.
 
   Args:
     score: non-negative numbers, a pytree like the parameters.
@@ -104,15 +147,15 @@ def make_mask(score: Params, sparsity: float | jax.Array, *, scope: str = "globa
   if granularity == "channel":
     candidates = {path: leaf.reshape(-1, leaf.shape[-1]).sum(0) for path, leaf in candidates.items()}
   groups = [list(candidates)] if scope == "global" else [[path] for path in candidates]
+  if scope == "global":  # no layer goes as a whole: nothing would pass it
+    candidates = {path: _spare_best(leaf) for path, leaf in candidates.items()}
   kept = {}
   for group in groups:
     kept |= _keep_highest({path: candidates[path] for path in group}, sparsity)
   if granularity == "weight":
     masks = [kept.get(path, jnp.ones_like(leaf)) for path, (_, leaf) in zip(paths, flat)]
   else:
-    by_module = {path.rpartition("/")[0]: mask for path, mask in kept.items()}
-    masks = [jnp.ones_like(leaf) * _channels_of(by_module.get(path.rpartition("/")[0]), leaf)
-             for path, (_, leaf) in zip(paths, flat)]
+    masks = _by_channel(kept, paths, [leaf for _, leaf in flat])
   return jax.tree.unflatten(structure, masks)
 
 
@@ -121,11 +164,39 @@ def apply_mask(params: Params, mask: Params) -> Params:
   return jax.tree.map(lambda w, c: w * c, params, mask)
 
 
+def nonzero_mask(params: Params, *, granularity: str = "weight", prunable: Callable[[str, jax.Array], bool] = is_kernel
+                 ) -> Params:
+  """The mask that was applied to pruned parameters: 0 where a prunable weight is 0, or an output channel has no other weights.
+
+  Args:
+    params: a pytree in which what is pruned is exactly 0.
+    granularity, prunable: as they were given to `make_mask`.
+  """
+  flat, structure = jax.tree_util.tree_flatten_with_path(params)
+  paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+  kept = {path: (leaf != 0).astype(leaf.dtype) for path, (_, leaf) in zip(paths, flat) if prunable(path, leaf)}
+  if granularity == "weight":
+    return jax.tree.unflatten(structure, [kept.get(path, jnp.ones_like(leaf)) for path, (_, leaf) in zip(paths, flat)])
+  channels = {path: mask.reshape(-1, mask.shape[-1]).max(0) for path, mask in kept.items()}
+  return jax.tree.unflatten(structure, _by_channel(channels, paths, [leaf for _, leaf in flat]))
+
+
 def mask_sparsity(mask: Params, prunable: Callable[[str, jax.Array], bool] = is_kernel) -> jax.Array:
   """The fraction of the prunable weights that a mask removes."""
   flat, _ = jax.tree_util.tree_flatten_with_path(mask)
   leaves = [leaf for path, leaf in flat if prunable(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)]
   return 1 - sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves)
+
+
+def _spare_best(scores):
+  flat = scores.ravel()
+  return flat.at[jnp.argmax(flat)].set(jnp.inf).reshape(scores.shape)
+
+
+def _by_channel(kept: dict[str, jax.Array], paths: list[str], leaves: list[jax.Array]) -> list[jax.Array]:
+  """Masks of all leaves from those of the pruned leaves' channels."""
+  by_module = {path.rpartition("/")[0]: mask for path, mask in kept.items()}
+  return [jnp.ones_like(leaf) * _channels_of(by_module.get(path.rpartition("/")[0]), leaf) for path, leaf in zip(paths, leaves)]
 
 
 def _keep_highest(scores: dict[str, jax.Array], sparsity) -> dict[str, jax.Array]:

@@ -141,7 +141,7 @@ def test_a_mesh_that_does_not_fit():
   plan = mg.plan_rounds(jax.random.key(0), 0, jnp.full(5, 9), jnp.arange(5), rounds=1, cohort=3, batch_size=2)
   pool = mg.Pool(None, None, jnp.ones(2))
   follow = lambda mesh: mg.follow_plan(mg.fedavg(linear_loss, local_lr=0.1), {}, plan, None, pool, mesh=mesh)
-  with pytest.raises(ValueError, match="3 nodes cannot be spread evenly over 2 devices; plan them with multiple=2"):
+  with pytest.raises(ValueError, match="3 tasks cannot be spread evenly over 2 devices; a multiple of 2 can"):
     follow(mesh_of(2))
   with pytest.raises(ValueError, match="must have one axis, 'tasks', but has .'x',."):
     follow(jax.make_mesh((3,), ("x",), devices=jax.devices()[:3]))

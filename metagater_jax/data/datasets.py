@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Dataset", "DatasetError", "cache_directory", "default_data_dir", "load_dataset", "prepare_dataset"]
+__all__ = ["Dataset", "DatasetError", "cache_directory", "class_names", "default_data_dir", "load_dataset", "load_omniglot",
+           "prepare_dataset"]
 
 _EMBEDDED = "digits"
 _CACHE_FORMAT = 1  # part of the cache's key: raise it when what is stored changes
@@ -51,14 +52,48 @@ def load_dataset(name: str, data_dir: str | os.PathLike | None = None) -> Datase
   """
   if name == _EMBEDDED:
     return _load_digits()
-  builder = _builder(name, data_dir)
-  if not _is_prepared(builder):
-    if data_dir is None and importlib.util.find_spec("tensorflow"):
-      prepare_dataset(name)
-      builder = _builder(name, data_dir)
-    else:
-      raise DatasetError(_how_to_prepare(name, data_dir))
-  return _load_cached(name, builder)
+  builder = _prepared(name, data_dir)
+  features = builder.info.features
+  if not {"image", "label"} <= set(features) or None in features["image"].shape:
+    raise DatasetError(f"'{name}' is not a set of labelled images of one shape; its features are {sorted(features)}.")
+  folder = _cached(name, builder, sorted(builder.info.splits, key=lambda split: (split != "train", split)))
+  return Dataset(name, np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy", mmap_mode="r"),
+                 features["label"].num_classes)
+
+
+def class_names(name: str, data_dir: str | os.PathLike | None = None) -> list[str]:
+  """Names of a TFDS set's classes, in the order of their labels.
+
+  Raises:
+    DatasetError: see there.
+  """
+  return list(_prepared(name, data_dir).info.features["label"].names)
+
+
+def load_omniglot(data_dir: str | os.PathLike | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+  """Omniglot at the size in which few-shot learners take it: strokes bright on dark, reduced from 105×105 to 28×28.
+
+  Reads TFDS's "train" and "test" where they are, or else the small background sets "small1" and "small2". These have two
+  alphabets in common; a drawing that is there twice is taken once, or it could be support and query of one episode.
+
+  Returns:
+    Images (samples, 28, 28, 1) uint8, characters (samples,), alphabets (samples,), and the alphabets' names.
+
+  Raises:
+    DatasetError: see there.
+  """
+  builder = _prepared("omniglot", data_dir)
+  whole = [split for split in ("train", "test") if split in builder.info.splits]
+  folder = _cached("omniglot", builder, whole or sorted(builder.info.splits), _reduced, (28, 28, 1), ("alphabet",))
+  images, *numbers = (np.load(folder / f"{file}.npy") for file in ("images", "labels", "alphabet"))
+  _, first = np.unique(images.reshape(len(images), -1), axis=0, return_index=True)
+  return *(array[np.sort(first)] for array in (images, *numbers)), list(builder.info.features["alphabet"].names)
+
+
+def _reduced(image):
+  from PIL import Image  # reads the images of TFDS, so it is there
+  strokes = 255 * (image[..., 0] == 0).astype(np.uint8)  # paper is 1 or 255, by how the set was stored
+  return np.asarray(Image.fromarray(strokes).resize((28, 28), Image.Resampling.BOX))[..., None]
 
 
 def prepare_dataset(name: str, data_dir: str | os.PathLike | None = None) -> None:
@@ -120,6 +155,17 @@ def _builder(name, data_dir):
   return tfds.builder(name, data_dir=str(directory))
 
 
+def _prepared(name, data_dir):
+  """The builder of a set that is there, or is downloaded if it can be."""
+  builder = _builder(name, data_dir)
+  if _is_prepared(builder):
+    return builder
+  if data_dir is None and importlib.util.find_spec("tensorflow"):
+    prepare_dataset(name)
+    return _builder(name, data_dir)
+  raise DatasetError(_how_to_prepare(name, data_dir))
+
+
 def _is_prepared(builder):
   return bool(builder.info.splits) and Path(builder.data_dir).is_dir()
 
@@ -134,29 +180,26 @@ def _how_to_prepare(name, data_dir):
           f"  {python} -m pip install -e '.[prepare]' && {python} -m metagater_jax.data.prepare {name}{option}")
 
 
-def _load_cached(name, builder):
-  features = builder.info.features
-  if not {"image", "label"} <= set(features) or None in features["image"].shape:
-    raise DatasetError(f"'{name}' is not a set of labelled images of one shape; its features are {sorted(features)}.")
-  splits = sorted(builder.info.splits, key=lambda split: (split != "train", split))
+def _cached(name, builder, splits, convert=lambda image: image, shape=None, more=()):
+  """The folder with the decoded arrays of these splits: images (converted to `shape`), labels, and `more` integer features."""
   source = json.dumps([_CACHE_FORMAT, name, str(builder.version), [(s, builder.info.splits[s].num_examples,
                        sum(f.stat().st_size for f in map(Path, builder.info.splits[s].filepaths))) for s in splits]])
   folder = cache_directory() / f"{name}-{builder.version}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
   if not folder.is_dir():
-    _decode_into(folder, builder, splits)
-  return Dataset(name, np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy", mmap_mode="r"),
-                 features["label"].num_classes)
+    _decode_into(folder, builder, splits, convert, shape or builder.info.features["image"].shape, more)
+  return folder
 
 
-def _decode_into(folder, builder, splits, block=512):
+def _decode_into(folder, builder, splits, convert, shape, more, block=512):
   """Decodes all splits. A folder appears only when it is complete, so an interrupted call leaves no half cache."""
   folder.parent.mkdir(parents=True, exist_ok=True)
   counts = [builder.info.splits[s].num_examples for s in splits]
   work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
   try:
-    shape = (sum(counts), *builder.info.features["image"].shape)
-    images = np.lib.format.open_memmap(work / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-    labels = np.lib.format.open_memmap(work / "labels.npy", mode="w+", dtype=np.int32, shape=shape[:1])
+    array = lambda file, dtype, *shape: np.lib.format.open_memmap(
+        work / f"{file}.npy", mode="w+", dtype=dtype, shape=(sum(counts), *shape))
+    images, labels = array("images", np.uint8, *shape), array("labels", np.int32)
+    others = {feature: array(feature, np.int32) for feature in more}
     offset = 0
     for split, count in zip(splits, counts):
       try:
@@ -168,13 +211,15 @@ def _decode_into(folder, builder, splits, block=512):
       def fill(start, source=source, count=count, offset=offset):
         rows = range(start, min(start + block, count))
         for row, example in zip(rows, source.__getitems__(list(rows))):
-          images[offset + row], labels[offset + row] = example["image"], example["label"]
+          images[offset + row], labels[offset + row] = convert(example["image"]), example["label"]
+          for feature, values in others.items():
+            values[offset + row] = example[feature]
 
       with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # image decoders release the GIL
         list(pool.map(fill, range(0, count, block)))
       offset += count
-    images.flush()
-    labels.flush()
+    for values in (images, labels, *others.values()):
+      values.flush()
     try:
       work.rename(folder)
     except OSError:

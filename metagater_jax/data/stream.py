@@ -17,7 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from metagater_jax.data.partition import Partition
 from metagater_jax.data.population import Minibatches, Pool, Population, make_population
-from metagater_jax.federated import TASK_AXIS, RoundPlan, plan_rounds
+from metagater_jax.federated import RoundPlan, plan_rounds
+from metagater_jax.tasks import TASK_AXIS
 
 __all__ = ["PlannedRounds", "TaskStore", "rounds_in_memory"]
 

@@ -121,7 +121,7 @@ def test_tasks_on_the_host_or_over_devices_are_the_same_run(fields, on_the_devic
 def test_what_cannot_be_is_said_before_anything_is_compiled(fields, message, tmp_path, monkeypatch):
   config = digits.get_config()
   config.update(fields)
-  monkeypatch.setattr(training._Compiled, "__call__", lambda *_, **__: pytest.fail("a program was to be compiled"))
+  monkeypatch.setattr(training.Compiled, "__call__", lambda *_, **__: pytest.fail("a program was to be compiled"))
   with pytest.raises(ConfigError, match=message):
     run(config, tmp_path / "w", quiet=True)
   assert not (tmp_path / "w").exists()

@@ -1,0 +1,117 @@
+"""Pruning inside communication rounds: the nodes score weights on their own data, the server averages and prunes."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metagater_jax.federated import Algorithm, ClientUpdate
+from metagater_jax.gradual_pruning import PruningSchedule
+from metagater_jax.local import Loss
+from metagater_jax.metalearning import maml
+from metagater_jax.pruning import apply_mask, is_kernel, make_mask, nonzero_mask
+
+__all__ = ["FEDERATED_SCORES", "PruningServer", "federated_pruning"]
+
+Params = Any
+
+FEDERATED_SCORES = ("anp", "snip", "magnitude")
+
+
+class PruningServer(NamedTuple):
+  """`round` counts rounds, `mask` is a pytree like the parameters, `inner` the server state of the algorithm inside."""
+
+  round: jax.Array
+  mask: Params
+  inner: Any
+
+
+def federated_pruning(make: Callable[[Loss], Algorithm], loss: Loss, schedule: PruningSchedule, *, score: str = "anp",
+                      inner_lr: float = 0.1, derivative: str = "exact", scope: str = "global", granularity: str = "weight",
+                      prunable: Callable[[str, jax.Array], bool] = is_kernel) -> Algorithm:
+  """Any federated algorithm, whose meta-model is pruned while it is trained: ANP joined with MetaGater, FedAvg, …
+
+  In a round in which the schedule is due, each node also sends w ⊙ ∇M_i(w), the signed sensitivity of its own meta-objective
+  M_i(w) = L_i(w − α ∇L_i(w; B₁); B₂) to removing a weight, on two minibatches of its own. The server averages them and prunes
+  by the absolute value of the mean, which is the ANP score of all the nodes' tasks together. What is pruned is exactly 0 from
+  then on: in what the server sends, in the nodes' steps, in its own state and in adaptation to target tasks. No mask is sent:
+  a prunable weight that is 0 is pruned.
+
+  Args:
+    make: `loss -> Algorithm`, as `lambda loss: mg.fedavg(loss, local_lr=0.1)`. It is called with the loss of the masked
+      parameters.
+    loss: L_i on a minibatch, `(params, batch, key) -> scalar`.
+    schedule: in rounds, see `sparsity_schedule`.
+    score: "anp"; "snip", w ⊙ ∇L_i(w; B₂) without adaptation; or "magnitude", |w|, for which the nodes send nothing more.
+    inner_lr: α.
+    derivative: of ANP, "exact" or "first_order".
+    scope, granularity, prunable: see `make_mask`. Leaves that something else sets to 0 (gates under a Group Lasso) must not be
+      prunable.
+
+  Raises:
+    ValueError: an unknown score.
+  """
+  if score not in FEDERATED_SCORES:
+    raise ValueError(f"federated_pruning: score must be one of {', '.join(FEDERATED_SCORES)}, got {score!r}.")
+  plain = make(loss)
+  meta_loss = maml(loss, inner_lr=inner_lr, derivative=derivative).meta_loss
+
+  def masked(params):
+    """The algorithm on the weights that these parameters have left."""
+    mask = nonzero_mask(params, granularity=granularity, prunable=prunable)
+    return make(lambda w, batch, key=None: loss(apply_mask(w, mask), batch, key))
+
+  def init(params):
+    return PruningServer(jnp.zeros((), jnp.int32), jax.tree.map(jnp.ones_like, params), plain.init(params))
+
+  def client_update(sent, draw):
+    params, due = sent
+    update = masked(params).client_update(params, draw)
+    if score == "magnitude":
+      return update
+
+    def sensitivity():
+      (inner, _), (outer, key) = draw(plain.draws), draw(plain.draws + 1)
+      objective = ((lambda w: meta_loss(w, _Parts(inner, outer))) if score == "anp" else (lambda w: loss(w, outer, key)))
+      return jax.tree.map(lambda w, g: w * g, params, jax.grad(objective)(params))
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return update._replace(delta=(update.delta, jax.lax.cond(due, sensitivity, lambda: zeros)))
+
+  def server_update(server, mean):
+    delta, sensitivity = (mean, None) if score == "magnitude" else mean
+    params = apply_mask(plain.broadcast(server.inner), server.mask)
+
+    def prune():
+      scores = jax.tree.map(jnp.abs, params if sensitivity is None else sensitivity)
+      ranked = jax.tree.map(lambda s, c: jnp.where(c > 0, s, -1.0), scores, server.mask)
+      mask = make_mask(ranked, schedule.sparsity(server.round), scope=scope, granularity=granularity, prunable=prunable)
+      return jax.tree.map(lambda new, old: (new * old).astype(old.dtype), mask, server.mask)
+
+    mask = jax.lax.cond(schedule.due(server.round), prune, lambda: server.mask)
+    inner = plain.server_update(_masked_state(server.inner, mask), apply_mask(delta, mask))
+    return PruningServer(server.round + 1, mask, _masked_state(inner, mask))
+
+  return plain._replace(
+      init=init,
+      broadcast=lambda server: (apply_mask(plain.broadcast(server.inner), server.mask), schedule.due(server.round)),
+      client_update=client_update,
+      server_update=server_update,
+      deploy=lambda server: apply_mask(plain.deploy(server.inner), server.mask),
+      calibrate=lambda params, *arguments: masked(params).calibrate(params, *arguments),
+      adapt=lambda params, data, calibration: masked(params).adapt(params, data, calibration),
+      draws=plain.draws + (0 if score == "magnitude" else 2),
+      mergeable=False)
+
+
+class _Parts(NamedTuple):
+  support: Any
+  query: Any
+
+
+def _masked_state(state, mask):
+  """A state in which every part that is like the parameters is masked."""
+  structure = jax.tree.structure(mask)
+  alike = lambda part: jax.tree.structure(part) == structure
+  return jax.tree.map(lambda part: apply_mask(part, mask) if alike(part) else part, state, is_leaf=alike)

@@ -1,0 +1,103 @@
+"""ANP inside rounds: it is the score of all nodes' tasks, and what is pruned stays pruned everywhere."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import linear_loss
+
+import metagater_jax as mg
+
+
+@pytest.fixture(scope="module")
+def trained(small_population):
+  """By granularity: (algorithm, its state after the rounds, network): MetaGater pruned to one half in rounds 2 … 4."""
+  network = mg.GatedNetwork(mg.ConvNet4(classes=4, widths=(4, 5, 6)), ("conv3",))
+  make = partial(mg.metagater, local_lr=0.1, network=network, target_sparsity=0.2,
+                 penalty=mg.on_part(mg.group_lasso(mg.gate_groups), "gate"), penalty_weight=0.01)
+  schedule = mg.sparsity_schedule("linear", 0.5, begin=2, end=4, every=1)
+  results = {}
+  for granularity in ("weight", "channel"):
+    algorithm = mg.federated_pruning(make, mg.classification_loss(network), schedule, granularity=granularity, prunable=backbone)
+    state = mg.federated_init(algorithm, network.init(jax.random.key(0), (8, 8, 1)), jax.random.key(1))
+    state, _ = jax.jit(partial(mg.run_rounds, algorithm, rounds=8, cohort=3, batch_size=8))(state, small_population, jnp.arange(5))
+    results[granularity] = algorithm, state, network
+  return results
+
+
+def backbone(path, leaf):
+  return path.startswith("backbone") and mg.is_kernel(path, leaf)
+
+
+def assert_zero(tree, mask):
+  jax.tree.map(lambda w, c: np.testing.assert_array_equal(np.asarray(w)[np.asarray(c) == 0], 0), tree, mask)
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_what_is_pruned_stays_pruned(trained, small_population, granularity):
+  algorithm, state, network = trained[granularity]
+  mask, model = state.server.mask, algorithm.deploy(state.server)
+  assert abs(mg.mask_sparsity(mask, backbone) - 0.5) < (0.01 if granularity == "weight" else 0.15)
+  assert mg.mask_sparsity(mask["gate"]) == 0
+  assert_zero(model, mask)
+  assert_zero(algorithm.broadcast(state.server)[0], mask)
+  assert_zero(state.server.inner.md, mask)
+  same = mg.nonzero_mask(model, granularity=granularity, prunable=backbone)
+  jax.tree.map(np.testing.assert_array_equal, same["backbone"], mask["backbone"])
+  threshold = algorithm.calibrate(model, small_population, jnp.arange(3))
+  adapted = algorithm.adapt(model, small_population.train(5), threshold)
+  assert_zero(adapted["backbone"], mask["backbone"])
+  kernel = adapted["backbone"]["conv2"]["kernel"]
+  assert (kernel != model["backbone"]["conv2"]["kernel"]).any()
+
+
+def test_the_servers_score_is_that_of_all_nodes_tasks(linear_problem):
+  """The mean of the nodes' signed sensitivities against the ANP score by finite differences on the tasks' whole data."""
+  population, tasks = linear_problem
+  w = np.random.default_rng(0).normal(size=4)  # the last is the bias
+  longest = max(len(y) for _, y in tasks)  # every node draws all it has, so that both minibatches are the whole task
+
+  def gradient(w, x, y):
+    x = np.column_stack([x, np.ones(len(y))])
+    return x.T @ (x @ w - y) / len(y)
+
+  def objective(w):
+    adapted = [w - 0.05 * gradient(w, x, y) for x, y in tasks]
+    return np.mean([0.5 * np.mean((x @ v[:3] + v[3] - y)**2) for v, (x, y) in zip(adapted, tasks)])
+
+  expected = [(objective(w * (1 + 1e-5 * e)) - objective(w * (1 - 1e-5 * e))) / 2e-5 for e in np.eye(4)[:3]]
+  algorithm = mg.federated_pruning(partial(mg.fedavg, local_lr=0.1), linear_loss, mg.sparsity_schedule("one_shot", 0.4),
+                                   inner_lr=0.05, prunable=lambda path, leaf: path == "w")
+  params = {"w": jnp.asarray(w[:3], jnp.float32), "b": jnp.float32(w[3])}
+  plan = mg.plan_rounds(jax.random.key(0), jnp.array(0), population.train_count, jnp.arange(5), rounds=1, cohort=5,
+                        batch_size=longest, draws=algorithm.draws)
+  rows = population.train_index[plan.tasks[..., None, None], plan.positions]
+  minibatches = mg.Minibatches(rows[0], None, None, plan.weight[0])
+  sent = []
+  for i in range(5):
+    own = jax.tree.map(lambda x, i=i: x[i], minibatches)
+    draw = lambda j, own=own: (own.batch(j, population.pool), None)
+    sent.append(algorithm.client_update((params, jnp.array(True)), draw).delta[1]["w"])
+  np.testing.assert_allclose(np.mean(sent, axis=0), expected, rtol=1e-3, atol=1e-4)
+  state = mg.federated_init(algorithm, params, jax.random.key(0))
+  state, _ = mg.run_rounds(algorithm, state, population, jnp.arange(5), rounds=1, cohort=5, batch_size=longest)
+  assert np.flatnonzero(np.asarray(state.server.mask["w"]) == 0).tolist() == [int(np.argmin(np.abs(expected)))]
+
+
+@pytest.mark.parametrize("score", mg.FEDERATED_SCORES)
+def test_before_it_is_due_it_is_the_algorithm_inside(linear_problem, score):
+  population, _ = linear_problem
+  params = {"w": jnp.array([0.3, -0.2, 0.1]), "b": jnp.array(0.1)}
+  never = mg.sparsity_schedule("one_shot", 0.4, begin=100)
+  make = partial(mg.fedavg, local_lr=0.1)
+  pruned = mg.federated_pruning(make, linear_loss, never, score=score, prunable=lambda path, leaf: path == "w")
+  both = [mg.run_rounds(a, mg.federated_init(a, params, jax.random.key(0)), population, jnp.arange(5), rounds=1, cohort=5,
+                        batch_size=9)[0] for a in (make(linear_loss), pruned)]
+  np.testing.assert_allclose(pruned.deploy(both[1].server)["w"], make(linear_loss).deploy(both[0].server)["w"], rtol=1e-5)
+
+
+def test_an_unknown_score():
+  with pytest.raises(ValueError, match="anp, snip, magnitude, got 'fisher'"):
+    mg.federated_pruning(partial(mg.fedavg, local_lr=0.1), linear_loss, mg.sparsity_schedule("one_shot", 0.4), score="fisher")

@@ -1,0 +1,91 @@
+"""Few-shot episodes: what is drawn, that nothing leaks, and errors that name the numbers."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+import metagater_jax as mg
+
+
+@pytest.fixture(scope="module")
+def pool():
+  """Nine classes of 6 … 14 samples; a sample's only pixel is its number, its label that number's class."""
+  sizes = np.arange(6, 15)
+  labels = np.random.default_rng(0).permutation(np.repeat(np.arange(9), sizes))
+  images = np.arange(len(labels), dtype=np.float32)[:, None]
+  return mg.make_class_pool(images, labels), labels
+
+
+@pytest.fixture(scope="module")
+def episodes(pool):
+  draw = jax.jit(partial(mg.sample_episodes, episodes=400, ways=4, shots=2, queries=3))
+  return jax.tree.map(np.asarray, draw(jax.random.key(3), pool[0]))
+
+
+def test_support_and_query_share_no_sample(episodes):
+  for support, query in zip(episodes.support.images[..., 0], episodes.query.images[..., 0]):
+    drawn = np.concatenate([support, query])
+    assert len(np.unique(drawn)) == len(drawn) == 4 * (2 + 3)
+
+
+def test_a_label_is_one_class_and_classes_differ(pool, episodes):
+  _, labels = pool
+  for support, query in zip(*(jax.tree.map(lambda x: list(x), part.images[..., 0].astype(int)) for part in episodes)):
+    classes = labels[np.concatenate([np.reshape(support, (4, 2)), np.reshape(query, (4, 3))], axis=1)]
+    assert (classes == classes[:, :1]).all()
+    assert len(np.unique(classes[:, 0])) == 4
+  assert episodes.support.labels[0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_classes_labels_and_samples_are_uniform(pool, episodes):
+  _, labels = pool
+  first = labels[episodes.support.images[:, 0, 0].astype(int)]  # the class that is labelled 0
+  counts = np.bincount(first, minlength=9)
+  expected = 400 / 9
+  assert ((counts - expected)**2 / expected).sum() < 26.1  # χ², 8 degrees of freedom: one in 1,000 exceeds it
+  of_class = episodes.query.images[labels[episodes.query.images[..., 0].astype(int)] == 4, 0].astype(int)
+  assert set(of_class) == set(np.flatnonzero(labels == 4))
+
+
+def test_an_episode_is_a_function_of_its_key(pool):
+  draw = partial(mg.sample_episode, pool=pool[0], ways=3, shots=1, queries=2)
+  one, same, other = draw(jax.random.key(0)), draw(jax.random.key(0)), draw(jax.random.key(1))
+  assert (one.query.images == same.query.images).all()
+  assert (one.query.images != other.query.images).any()
+
+
+def test_a_pool_has_its_own_classes_only(pool):
+  _, labels = pool
+  images = np.arange(len(labels), dtype=np.float32)[:, None]
+  part = mg.make_class_pool(images, labels, classes=[7, 2])
+  assert set(np.asarray(part.images)[:, 0].astype(int)) == set(np.flatnonzero(np.isin(labels, [2, 7])))
+  assert part.count.tolist() == [13, 8]
+
+
+def test_rotations_are_classes_of_their_own():
+  images = np.arange(2 * 9, dtype=np.uint8).reshape(2, 3, 3, 1)
+  turned, labels = mg.with_rotations(images, np.array([0, 5]))
+  assert sorted(labels.tolist()) == [0, 1, 2, 3, 20, 21, 22, 23]
+  np.testing.assert_array_equal(turned[labels == 22][0], images[1][::-1, ::-1])
+  np.testing.assert_array_equal(turned[labels == 1][0], images[0].transpose(1, 0, 2)[::-1])
+  with pytest.raises(ValueError, match="3×4"):
+    mg.with_rotations(np.zeros((1, 3, 4, 1)), np.zeros(1, int))
+
+
+@pytest.mark.parametrize("numbers, message", [
+    ({"ways": 10, "shots": 1, "queries": 1}, "10 ways are more than the 9 classes"),
+    ({"ways": 2, "shots": 3, "queries": 4}, "need 7 samples of each class, but a class has 6"),
+    ({"ways": 2, "shots": 0, "queries": 4}, "shots, got 0")])
+def test_impossible_episodes(pool, numbers, message):
+  with pytest.raises(ValueError, match=message):
+    mg.sample_episode(jax.random.key(0), pool[0], **numbers)
+
+
+def test_impossible_pools():
+  images, labels = np.zeros((3, 2)), np.array([0, 1, 1])
+  for arguments, message in (((images, labels[:2]), "3 images but 2 labels"), ((images, labels, [0, 4]), "class 4"),
+                             ((images, labels, [1, 1]), "differ")):
+    with pytest.raises(ValueError, match=message):
+      mg.make_class_pool(*arguments)

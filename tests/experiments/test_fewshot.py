@@ -1,0 +1,138 @@
+"""The few-shot command on small pools: what it writes, pruning through it, splits, and errors before any long work."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import metagater_jax as mg
+from configs import cifarfs_maml, omniglot_maml
+from experiments import fewshot
+from experiments.config import ConfigError
+from metagater_jax.data.fewshot import CIFAR_FS_TEST, CIFAR_FS_VALIDATION, cifar_fs_classes, split_classes
+
+
+@pytest.fixture(scope="module")
+def splits():
+  """Pools of 16×16 images whose pattern tells the class; 8, 5 and 5 classes of 10."""
+  rng = np.random.default_rng(0)
+  labels = np.repeat(np.arange(18), 10)
+  images = (rng.normal(size=(18, 16, 16, 1))[labels] + 0.4 * rng.normal(size=(180, 16, 16, 1))).astype(np.float32)
+  own = {"train": range(8), "validation": range(8, 13), "test": range(13, 18)}
+  return {split: mg.make_class_pool(images, labels, list(classes)) for split, classes in own.items()}
+
+
+def small(**fields):
+  config = cifarfs_maml.get_config()
+  prune = fields.pop("prune", {})
+  config.update({"ways": 3, "queries": 4, "widths": (4, 4, 4, 4), "steps": 40, "eval_every": 20, "validation_episodes": 10,
+                 "test_episodes": 30, "inner_lr": 0.1, "inner_steps": 2, "test_inner_steps": 3, "steps_per_dispatch": 20,
+                 "episodes": 2, "mesh": "none"} | fields)
+  config.prune.update(episodes=4, every=5, **prune)
+  return config
+
+
+@pytest.fixture(scope="module")
+def pruned(splits, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("fewshot") / "run"
+  return workdir, fewshot.run(small(prune={"score": "anp", "sparsity": 0.6}), workdir, splits, quiet=True)
+
+
+def test_a_run_writes_everything(pruned):
+  workdir, result = pruned
+  assert result == json.loads((workdir / "result.json").read_text())
+  for name in ("config.json", "metrics.jsonl", "metrics.csv", "accuracy.png", "meta_model.npz", "mask.npz"):
+    assert (workdir / name).stat().st_size > 0
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert [row["step"] for row in rows] == [20, 40]
+  assert rows[0]["sparsity"] < rows[1]["sparsity"] == pytest.approx(0.6, abs=0.01)
+  assert result["accuracy"]["mean"] > result["accuracy_before_adaptation"]["mean"] + 0.1
+  assert result["accuracy"]["episodes"] == 30
+  assert result["episodes_per_second"] > 0
+
+
+def test_the_saved_model_is_pruned(pruned):
+  workdir, result = pruned
+  with np.load(workdir / "meta_model.npz") as model, np.load(workdir / "mask.npz") as mask:
+    kernels = [name for name in mask if name.endswith("kernel")]
+    for name in kernels:
+      assert not model[name][mask[name] == 0].any()
+      assert result["sparsity_by_layer"][name] == pytest.approx(1 - mask[name].mean(), abs=1e-6)
+    removed = 1 - sum(mask[name].sum() for name in kernels) / sum(mask[name].size for name in kernels)
+  assert removed == pytest.approx(result["sparsity"], abs=1e-6)
+  assert result["parameters"]["kept"] < result["parameters"]["all"]
+
+
+@pytest.mark.parametrize("fields", [{"learner": "anil"}, {"learner": "reptile"}, {"derivative": "first_order"},
+                                    {"learn_rates": True, "prune": {"score": "snip", "sparsity": 0.3, "granularity": "channel"}},
+                                    {"prune": {"score": "magnitude", "sparsity": 0.3, "schedule": "one_shot", "scope": "layer"}},
+                                    {"prune": {"score": "random", "sparsity": 0.3, "schedule": "linear"}}])
+def test_learners_and_scores(splits, tmp_path, fields):
+  result = fewshot.run(small(**{"steps": 20, **fields}), tmp_path / "run", splits, quiet=True)
+  assert result["accuracy"]["mean"] > 1 / 3
+  assert (result["sparsity"] > 0.1) == ("prune" in fields)
+
+
+def test_test_classes_are_never_seen_in_training(splits, tmp_path, monkeypatch):
+  """Training gets the train pool and nothing else: with NaN in all other images it is the same training."""
+  poisoned = {split: pool if split == "train" else pool._replace(images=pool.images * np.nan) for split, pool in splits.items()}
+  results = []
+  for i, pools in enumerate((splits, poisoned)):
+    fewshot.run(small(steps=20), tmp_path / str(i), pools, quiet=True)
+    with np.load(tmp_path / str(i) / "meta_model.npz") as model:
+      results.append(dict(model))
+  jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_cifar_fs_is_split_by_name():
+  names = [f"other{i}" for i in range(64)] + [*CIFAR_FS_TEST, *CIFAR_FS_VALIDATION]
+  names = [names[i] for i in np.random.default_rng(0).permutation(100)]
+  classes = cifar_fs_classes(names)
+  assert [len(classes[split]) for split in ("train", "validation", "test")] == [64, 16, 20]
+  assert sorted(sum(classes.values(), [])) == list(range(100))
+  assert {names[i] for i in classes["test"]} == set(CIFAR_FS_TEST)
+  with pytest.raises(ValueError, match="not CIFAR-100's 100 classes: baby, beaver"):
+    cifar_fs_classes([f"class {i}" for i in range(100)])
+
+
+def test_omniglot_is_split_by_character(tmp_path, monkeypatch):
+  """A character's turns are all in its split."""
+  images = np.random.default_rng(0).integers(0, 256, (80, 28, 28, 1), np.uint8)
+  labels, alphabets = np.repeat(np.arange(40), 2), np.repeat([0, 1], 40)
+  monkeypatch.setattr(fewshot, "load_omniglot", lambda data_dir: (images, labels, alphabets, ["Greek", "Latin"]))
+  config = omniglot_maml.get_config()
+  pools = fewshot.load_splits(config)
+  assert {split: pool.count.shape[0] for split, pool in pools.items()} == {"train": 104, "validation": 16, "test": 40}
+  bytes_of = lambda pool: {np.asarray(image).tobytes() for image in pool.images}
+  turned = lambda pool: set().union(*(bytes_of(pool._replace(images=np.rot90(pool.images, r, (1, 2)))) for r in range(4)))
+  assert not turned(pools["train"]) & bytes_of(pools["test"])
+  config.alphabets = ("Greek",)
+  assert fewshot.load_splits(config)["train"].count.shape[0] == 52
+  config.alphabets = ("Klingon",)
+  with pytest.raises(ConfigError, match="Klingon not in this Omniglot, which has Greek, Latin"):
+    fewshot.load_splits(config)
+
+
+def test_a_split_of_classes_is_a_partition():
+  split = split_classes(range(100, 140), seed=0)
+  assert sorted(sum(split.values(), [])) == list(range(100, 140))
+  assert [len(split[name]) for name in ("train", "validation", "test")] == [26, 4, 10]
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"ways": 9}, "ways=9.*9 ways are more than the 8 classes"),
+    ({"shots": 7}, "7 shots and 4 queries need 11 samples of each class, but a class has 10"),
+    ({"prune": {"score": "anp", "sparsity": 1.0}}, r"prune.sparsity must lie in \[0, 1\), got 1.0"),
+    ({"prune": {"sparsity": 0.5}}, "prune.score is none"),
+    ({"prune": {"score": "amp", "sparsity": 0.5}}, "unknown prune.score 'amp'. Did you mean 'anp'"),
+    ({"learner": "mmal"}, "unknown learner 'mmal'. Did you mean 'maml'"),
+    ({"prune": {"begin": 0.9, "end": 0.5}}, "0 <= begin < end <= 1, got 0.9 and 0.5"),
+    ({"learner": "reptile", "learn_rates": True}, "learn_rates is for maml and anil")])
+def test_bad_input(splits, tmp_path, fields, message):
+  config = small()
+  config.prune.update(fields.pop("prune", {}))
+  config.update(fields)
+  with pytest.raises(ConfigError, match=message):
+    fewshot.run(config, tmp_path / "run", splits, quiet=True)
+  assert not (tmp_path / "run").exists()
