@@ -135,27 +135,56 @@ def _descend(loss, params, rates, steps, batch: Callable[[jax.Array], Batch], ma
   moving = [i for i, path in enumerate(paths) if adapted is None or adapted(path)]
   if not moving:
     raise ValueError(f"the inner loop adapts none of the parameters; there are {', '.join(paths)}.")
-  rates = [rates] * len(leaves) if isinstance(rates, float | int) else jax.tree.leaves(rates)
-  masks = None if mask is None else jax.tree.leaves(mask)
-
-  def join(part):
-    whole = list(leaves)
-    for i, leaf in zip(moving, part):
-      whole[i] = leaf
-    return jax.tree.unflatten(structure, whole)
-
-  def step(part, i):
-    gradient = jax.grad(lambda part: loss(join(part), batch(i), None))(part)
-    if derivative == "first_order":
-      gradient = jax.lax.stop_gradient(gradient)
-    if masks is not None:
-      gradient = [masks[i] * g for i, g in zip(moving, gradient)]
-    return [w - rates[i] * g for i, w, g in zip(moving, part, gradient)], None
-
+  rates = [jnp.asarray(rates, jnp.float32)] * len(leaves) if isinstance(rates, float | int) else jax.tree.leaves(rates)
+  # What a step multiplies the gradient with: α, or 0 where the mask is.
+  factors = [rates[i] if mask is None else rates[i] * jax.tree.leaves(mask)[i] for i in moving]
+  fixed = [leaf for i, leaf in enumerate(leaves) if i not in moving]
   # With a fixed body its features are computed once for all steps, if the compiler sees them side by side.
-  unroll = steps if len(moving) < len(leaves) else 1
-  part, _ = jax.lax.scan(step, [leaves[i] for i in moving], jnp.arange(steps), unroll=unroll)
-  return join(part)
+  unroll = steps if fixed else 1
+
+  def value(part, fixed, i):
+    rest, moved = iter(fixed), iter(part)
+    whole = [next(moved) if i in moving else next(rest) for i in range(len(leaves))]
+    return loss(jax.tree.unflatten(structure, whole), batch(i), None)
+
+  def descend(part, fixed, factors):
+    """The weights after the last step, and before each."""
+    def step(part, i):
+      gradient = jax.grad(value)(part, fixed, i)
+      return [w - a * g for w, a, g in zip(part, factors, gradient)], part
+    return jax.lax.scan(step, part, jnp.arange(steps), unroll=unroll)
+
+  def back(saved, cotangent):
+    """λ ← λ − ∇²L(w_t) αλ from the last step to the first, each by a derivative of the gradient along αλ: forward over reverse,
+    which is faster than reverse over reverse and saves nothing but the weights w_t."""
+    path, fixed, factors = saved
+
+    def step(carry, t):
+      i, part = t
+      co_part, co_fixed, co_factors = carry
+      direction = [a * v for a, v in zip(factors, co_part)]
+      gradients, curved = jax.jvp(lambda part: jax.grad(value, argnums=(0, 1))(part, fixed, i), (part,), (direction,))
+      minus = lambda tree, other: jax.tree.map(jnp.subtract, tree, other)
+      of_factors = [jnp.sum(v * g) if jnp.ndim(a) == 0 else v * g for v, g, a in zip(co_part, gradients[0], factors)]
+      return (minus(co_part, curved[0]), minus(co_fixed, curved[1]), minus(co_factors, of_factors)), None
+
+    start = cotangent, jax.tree.map(jnp.zeros_like, fixed), jax.tree.map(jnp.zeros_like, factors)
+    return jax.lax.scan(step, start, (jnp.arange(steps), path), reverse=True, unroll=unroll)[0]
+
+  def forward(part, fixed, factors):
+    solution, path = descend(part, fixed, factors)
+    return solution, (path, fixed, factors)
+
+  adapt = jax.custom_vjp(lambda part, fixed, factors: descend(part, fixed, factors)[0])
+  adapt.defvjp(forward, back)
+  part = [leaves[i] for i in moving]
+  if derivative == "first_order":  # A_T(w) = w + a constant
+    solution = [w + jax.lax.stop_gradient(v - w) for w, v in zip(part, descend(part, fixed, factors)[0])]
+  else:
+    solution = adapt(part, fixed, factors)
+  for i, leaf in zip(moving, solution):
+    leaves[i] = leaf
+  return jax.tree.unflatten(structure, leaves)
 
 
 def _check_derivative(derivative):

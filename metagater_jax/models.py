@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from metagater_jax.convolution import average_pool, conv_as_matmul, max_pool
+from metagater_jax.convolution import average_pool, conv_as_matmul, in_blocks, max_pool
 
 __all__ = ["MLP", "ConvNet4", "ConvNet7", "ConvUnit", "FewShotConvNet", "NormalizedConv", "ResNet12"]
 
@@ -120,13 +120,21 @@ class NormalizedConv(nn.Module):
     kernel = self.param("kernel", _he, (self.size, self.size, z.shape[-1], self.features))
     scale = self.param("scale", nn.initializers.ones, (self.features,))
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
-    h = conv_as_matmul(z, kernel, (1, 1), "SAME")
-    mean = h.mean((0, 1, 2))
-    variance = jnp.square(h - mean).mean((0, 1, 2))
+    # Normalization is increasing or decreasing, by the sign of the scale, and relu is monotone: what is needed of the
+    # convolution is its moments and its maximum (or minimum) in each window, so that it need never be held as a whole.
+    sign = jnp.where(scale < 0, -1.0, 1.0) if self.pool else 1.0
+
+    def convolve(z):
+      h = conv_as_matmul(z, kernel, (1, 1), "SAME")
+      return (h.sum((0, 1, 2)), jnp.square(h).sum((0, 1, 2))), max_pool(sign * h) if self.pool else h
+
+    count = z.shape[0] * self.positions(z)
+    (total, squares), h = in_blocks(convolve, z, self.positions(z) * (kernel[..., 0].size + self.features))
+    mean = total / count
+    variance = jnp.maximum(squares / count - mean**2, 0)
     scale = scale * jax.lax.rsqrt(variance + self.epsilon)
-    if self.pool:  # shift and relu are monotone: after the maximum there is a quarter of the work
-      return jax.nn.relu(max_pool(h * scale) + (bias - mean * scale))
-    return h * scale + (bias - mean * scale)
+    h = sign * scale * h + (bias - mean * scale)
+    return jax.nn.relu(h) if self.pool else h
 
   @nn.nowrap
   def positions(self, z: jax.Array) -> int:
