@@ -13,7 +13,7 @@ from jax import lax
 __all__ = ["average_pool", "conv_as_matmul", "in_blocks", "max_pool"]
 
 # Floats of a block's patches and results that stay in a core's cache of 1-2 MB beside what else is there.
-_BLOCK = 200_000
+_BLOCK = 400_000
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
