@@ -24,7 +24,7 @@ from experiments.fewshot_config import base_config, check_config, make_learner, 
 from experiments.programs import Clock, Compiled, compiler_options
 from experiments.reporting import DivergedError
 from experiments.training import check_workdir, save_parameters
-from metagater_jax.data.datasets import DatasetError, class_names, load_dataset, load_omniglot
+from metagater_jax.data.datasets import DatasetError, load_dataset, load_omniglot
 from metagater_jax.data.fewshot import cifar_fs_classes, split_classes
 
 __all__ = ["FewShot", "load_splits", "main", "make_score", "run"]
@@ -253,8 +253,8 @@ def load_splits(config: ConfigDict) -> Splits:
   """
   try:
     if config.dataset == "cifarfs":
-      data, classes = load_dataset("cifar100", config.data_dir), cifar_fs_classes(class_names("cifar100", config.data_dir))
-      return {split: mg.make_class_pool(data.images, data.labels, own) for split, own in classes.items()}
+      data = load_dataset("cifar100", config.data_dir)
+      return {split: mg.make_class_pool(data.images, data.labels, own) for split, own in cifar_fs_classes().items()}
     if config.dataset == "omniglot":
       images, labels, alphabets, names = load_omniglot(config.data_dir)
       there = sorted({names[i] for i in np.unique(alphabets)})

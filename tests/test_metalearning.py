@@ -42,11 +42,25 @@ def flat(params):
   return np.append(params["w"], params["b"])
 
 
+@jax.custom_vjp
+def with_custom_vjp(x):
+  return x
+
+
+with_custom_vjp.defvjp(lambda x: (x, None), lambda _, g: (g,))
+
+
+def reverse_only_loss(params, batch, key):
+  """The same loss for a library that has defined a reverse derivative, as straight-through gates have."""
+  return squared_loss(with_custom_vjp(params), batch, key)
+
+
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("derivative", ["exact", "first_order"])
-def test_maml_is_the_derivative_of_its_definition(quadratic, steps, derivative):
+@pytest.mark.parametrize("derivative, loss", [("exact", squared_loss), ("exact", reverse_only_loss),
+                                              ("first_order", squared_loss)])
+def test_maml_is_the_derivative_of_its_definition(quadratic, steps, derivative, loss):
   params, episode, (v, support, query) = quadratic
-  learner = mg.maml(squared_loss, inner_lr=0.1, inner_steps=steps, derivative=derivative)
+  learner = mg.maml(loss, inner_lr=0.1, inner_steps=steps, derivative=derivative)
   value, gradient = learner.meta_gradient(params, episode)
   solution = adapted(v, *support, 0.1, steps)
   expected = gradient_and_hessian(solution, *query)[0]

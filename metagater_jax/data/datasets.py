@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Dataset", "DatasetError", "cache_directory", "class_names", "default_data_dir", "load_dataset", "load_omniglot",
+__all__ = ["Dataset", "DatasetError", "cache_directory", "default_data_dir", "load_dataset", "load_omniglot",
            "prepare_dataset"]
 
 _EMBEDDED = "digits"
@@ -59,15 +59,6 @@ def load_dataset(name: str, data_dir: str | os.PathLike | None = None) -> Datase
   folder = _cached(name, builder, sorted(builder.info.splits, key=lambda split: (split != "train", split)))
   return Dataset(name, np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy", mmap_mode="r"),
                  features["label"].num_classes)
-
-
-def class_names(name: str, data_dir: str | os.PathLike | None = None) -> list[str]:
-  """Names of a TFDS set's classes, in the order of their labels.
-
-  Raises:
-    DatasetError: see there.
-  """
-  return list(_prepared(name, data_dir).info.features["label"].names)
 
 
 def load_omniglot(data_dir: str | os.PathLike | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
