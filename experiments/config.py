@@ -15,9 +15,10 @@ import metagater_jax as mg
 from experiments import registry
 from metagater_jax.accelerated_proximal import GAMMA_SCHEDULES
 from metagater_jax.data.datasets import Dataset
+from metagater_jax.gradual_pruning import SCHEDULES
 
-__all__ = ["TUNED", "ConfigError", "base_config", "check_config", "check_dataset", "closest", "settings_of",
-           "with_fields"]
+__all__ = ["TUNED", "ConfigError", "base_config", "check_config", "check_dataset", "check_pruning", "closest", "pruning_fields",
+           "settings_of", "with_fields"]
 
 TUNED = Path(__file__).resolve().parent.parent / "configs" / "tuned"
 
@@ -85,6 +86,8 @@ def base_config() -> ConfigDict:
   config.target_sparsity = placeholder(float)
   config.target_sparsity = 0.3  # mean fraction of gated channels that adapted tasks have off; None: no proximal step
   config.calibration_tasks = 20  # at most so many tasks set the threshold for it: validation or, if none, training tasks
+  config.prune = pruning_fields()  # episodes: not used here, nodes score their own minibatches
+  config.prune.every = 5
   # How it is computed
   config.task_axis = "auto"  # or "vmap", "map", "merged" (one batch of all nodes, with one local step), or a number of tasks
   config.microbatch = placeholder(int)  # samples at a time in a gradient; 0: whole batches; None: what suits the devices
@@ -95,6 +98,39 @@ def base_config() -> ConfigDict:
   config.rounds_per_dispatch = 10
   config.chunk = 64  # samples at a time in adaptation and evaluation
   return config
+
+
+def pruning_fields() -> ConfigDict:
+  """The part `prune` of a config: pruning while (meta-)training."""
+  prune = ConfigDict(type_safe=True)
+  prune.score = "none"  # or "anp", "snip" (the ordinary loss), "magnitude", and in few-shot experiments "random"
+  prune.derivative = "exact"  # of ANP; or "first_order"
+  prune.sparsity = 0.0
+  prune.schedule = "cubic"  # or "linear", "one_shot"
+  prune.begin = 0.5  # first and last pruning, as fractions of the rounds or steps
+  prune.end = 0.75
+  prune.every = 100  # rounds or steps
+  prune.scope = "global"  # or "layer"
+  prune.granularity = "weight"  # or "channel"
+  prune.episodes = 64  # that a score is computed on
+  return prune
+
+
+def check_pruning(prune: ConfigDict, scores: Iterable[str]) -> None:
+  """Raises a ConfigError that names the field of `prune` that cannot be."""
+  for field, known in (("score", ("none", *scores)), ("derivative", mg.DERIVATIVES), ("schedule", SCHEDULES),
+                       ("scope", ("global", "layer")), ("granularity", ("weight", "channel"))):
+    if prune[field] not in known:
+      raise ConfigError(closest(f"prune.{field}", prune[field], known))
+  if not 0 <= prune.sparsity < 1:
+    raise ConfigError(f"prune.sparsity must lie in [0, 1), got {prune.sparsity}.")
+  if prune.sparsity > 0 and prune.score == "none":
+    raise ConfigError(f"prune.sparsity is {prune.sparsity}, but prune.score is none; it may be {', '.join(scores)}.")
+  if prune.every < 1 or prune.episodes < 1:
+    raise ConfigError(f"prune.every and prune.episodes must be at least 1, got {prune.every} and {prune.episodes}.")
+  if not 0 <= prune.begin < prune.end <= 1:
+    raise ConfigError("prune.begin and prune.end are fractions of the training with 0 <= begin < end <= 1, got "
+                      f"{prune.begin} and {prune.end}.")
 
 
 def closest(what: str, value: str, known: Iterable[str]) -> str:
@@ -163,6 +199,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
                       "more tasks.")
   if config.gated and not config.gated_layers:
     raise ConfigError("gated is set, but gated_layers is empty; name a layer, or set gated=False.")
+  check_pruning(config.prune, mg.FEDERATED_SCORES)
   _check_network(config, classes=2, image_shape=(32, 32, 3))  # names of layers do not depend on the images
   if config.algorithm == "metagater" and config.beta is None:
     config.beta = mg.default_beta(config.prox_weight)

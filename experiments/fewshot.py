@@ -17,7 +17,7 @@ import optax
 from ml_collections import ConfigDict
 
 import metagater_jax as mg
-from experiments import placement, reporting
+from experiments import placement, registry, reporting
 from experiments.command import launch
 from experiments.config import ConfigError
 from experiments.fewshot_config import base_config, check_config, make_learner, make_network
@@ -132,8 +132,8 @@ class FewShot:
                                       end=int(prune.end * steps), every=prune.every)
     if schedule is None:
       return optimizer
-    return mg.gradual_pruning(optimizer, schedule, scope=prune.scope, granularity=prune.granularity, prunable=(
-        mg.is_kernel if prune.granularity == "weight" else _is_filter))
+    return mg.gradual_pruning(optimizer, schedule, scope=prune.scope, granularity=prune.granularity,
+                              prunable=partial(registry.is_pruned, prune.granularity))
 
   def init(self, optimizer: optax.GradientTransformation | None = None) -> mg.MetaState:
     """The state before training."""
@@ -218,11 +218,6 @@ class FewShot:
   def episodes_per_second(self) -> float:
     """Of meta-training, without compilation."""
     return self._trained * self.episodes(self.config.episodes) / max(self.clock.seconds["train"], 1e-9)
-
-
-def _is_filter(path, leaf):
-  """By channel the last layer is spared: its channels are the classes."""
-  return mg.is_kernel(path, leaf) and "output" not in path.split("/")
 
 
 def _sample(key, pool, **numbers):

@@ -5,14 +5,13 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 import metagater_jax as mg
-from experiments.config import ConfigError, closest
-from metagater_jax.gradual_pruning import SCHEDULES
+from experiments.config import ConfigError, check_pruning, closest, pruning_fields
 
 __all__ = ["LEARNERS", "MODELS", "SCORES", "base_config", "check_config", "make_learner", "make_network"]
 
 MODELS = {"conv4": mg.FewShotConvNet, "resnet12": mg.ResNet12}
 LEARNERS = ("maml", "anil", "reptile")
-SCORES = ("none", "anp", "snip", "magnitude", "random")
+SCORES = ("anp", "snip", "magnitude", "random")
 
 
 def base_config() -> ConfigDict:
@@ -46,17 +45,7 @@ def base_config() -> ConfigDict:
   config.validation_episodes = 200
   config.test_episodes = 1000
   # Pruning while training
-  config.prune = ConfigDict(type_safe=True)
-  config.prune.score = "none"  # or "anp", "snip" (the ordinary loss), "magnitude", "random"
-  config.prune.derivative = "exact"  # of ANP; or "first_order"
-  config.prune.sparsity = 0.0
-  config.prune.schedule = "cubic"  # or "linear", "one_shot"
-  config.prune.begin = 0.5  # first and last pruning, as fractions of the steps
-  config.prune.end = 0.75
-  config.prune.every = 100  # steps
-  config.prune.scope = "global"  # or "layer"
-  config.prune.granularity = "weight"  # or "channel"
-  config.prune.episodes = 64  # that a score is computed on
+  config.prune = pruning_fields()
   # How it is computed
   config.mesh = "auto"  # or "none", or how many devices episodes are spread over
   config.task_axis = "auto"
@@ -68,10 +57,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
   """A copy with every field resolved, or a ConfigError that names the field, what it may be, and what it is."""
   config = config.copy_and_resolve_references()
   for field, value, known in (
-      ("model", config.model, MODELS), ("learner", config.learner, LEARNERS), ("derivative", config.derivative, mg.DERIVATIVES),
-      ("prune.score", config.prune.score, SCORES), ("prune.derivative", config.prune.derivative, mg.DERIVATIVES),
-      ("prune.schedule", config.prune.schedule, SCHEDULES), ("prune.scope", config.prune.scope, ("global", "layer")),
-      ("prune.granularity", config.prune.granularity, ("weight", "channel"))):
+      ("model", config.model, MODELS), ("learner", config.learner, LEARNERS), ("derivative", config.derivative, mg.DERIVATIVES)):
     if value not in known:
       raise ConfigError(closest(field, value, known))
   for field in ("ways", "shots", "queries", "inner_steps", "test_inner_steps", "episodes", "steps", "eval_every",
@@ -85,16 +71,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
     raise ConfigError(f"ways must be at least 2, got {config.ways}: with one class there is nothing to tell apart.")
   if config.learner == "reptile" and config.learn_rates:
     raise ConfigError("learn_rates is for maml and anil; reptile never differentiates its inner loop.")
-  prune = config.prune
-  if not 0 <= prune.sparsity < 1:
-    raise ConfigError(f"prune.sparsity must lie in [0, 1), got {prune.sparsity}.")
-  if prune.sparsity > 0 and prune.score == "none":
-    raise ConfigError(f"prune.sparsity is {prune.sparsity}, but prune.score is none; it may be {', '.join(SCORES[1:])}.")
-  if prune.every < 1 or prune.episodes < 1:
-    raise ConfigError(f"prune.every and prune.episodes must be at least 1, got {prune.every} and {prune.episodes}.")
-  if not 0 <= prune.begin < prune.end <= 1:
-    raise ConfigError(f"prune.begin and prune.end are fractions of the steps with 0 <= begin < end <= 1, got {prune.begin} and "
-                      f"{prune.end}.")
+  check_pruning(config.prune, SCORES)
   if config.mesh not in ("none", "auto") and not (config.mesh.isdigit() and int(config.mesh) > 0):
     raise ConfigError(f"mesh must be 'none', 'auto' or a number of devices, got '{config.mesh}'.")
   if config.task_axis not in mg.task_axes() and not (config.task_axis.isdigit() and int(config.task_axis) > 0):

@@ -1,11 +1,13 @@
 """What the names in a config stand for: models, penalties, algorithms, partitions."""
 
+from functools import partial
+
 import jax
 from ml_collections import ConfigDict
 
 import metagater_jax as mg
 
-__all__ = ["ALGORITHMS", "MODELS", "PARTITIONS", "PENALTIES", "SETTINGS", "evaluation_axis", "make_algorithm", "make_network",
+__all__ = ["ALGORITHMS", "MODELS", "PARTITIONS", "PENALTIES", "SETTINGS", "evaluation_axis", "is_pruned", "make_algorithm", "make_network",
            "make_partition", "make_penalty", "snip_candidates", "train_axis"]
 
 MODELS = {"mlp": mg.MLP, "conv4": mg.ConvNet4, "conv7": mg.ConvNet7}
@@ -74,8 +76,24 @@ def make_penalty(config: ConfigDict) -> mg.Penalty | None:
 
 def make_algorithm(config: ConfigDict, network: mg.GatedNetwork) -> mg.Algorithm:
   """The federated algorithm of a config."""
-  loss = mg.classification_loss(network)
-  return ALGORITHMS[config.algorithm](config, mg.microbatched(loss, config.microbatch) if config.microbatch else loss, network)
+  loss, prune = mg.classification_loss(network), ConfigDict(config.prune)
+
+  def make(loss):
+    return ALGORITHMS[config.algorithm](config, mg.microbatched(loss, config.microbatch) if config.microbatch else loss, network)
+
+  if not prune.sparsity:
+    return make(loss)
+  schedule = mg.sparsity_schedule(prune.schedule, prune.sparsity, begin=int(prune.begin * config.rounds),
+                                  end=max(int(prune.end * config.rounds), int(prune.begin * config.rounds) + 1), every=prune.every)
+  return mg.federated_pruning(make, loss, schedule, score=prune.score, inner_lr=config.adapt_lr, derivative=prune.derivative,
+                              scope=prune.scope, granularity=prune.granularity, prunable=partial(is_pruned, prune.granularity))
+
+
+def is_pruned(granularity: str, path: str, leaf: jax.Array) -> bool:
+  """What pruning may remove of a network: the backbone's kernels; by channel not those of the last layer, which are the classes.
+  Gates are no part of it: their own penalty prunes them."""
+  parts = path.split("/")
+  return "gate" not in parts and mg.is_kernel(path, leaf) and (granularity == "weight" or "output" not in parts)
 
 
 def snip_candidates(config: ConfigDict, granularity: str):

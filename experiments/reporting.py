@@ -111,6 +111,7 @@ def result_table(result: dict[str, Any]) -> str:
       ("accuracy before adaptation", share(result["accuracy_before_adaptation"])),
       ("accuracy after adaptation", share(result["accuracy"])),
       ("sparsity of gated layers", share(result["sparsity"]) if result["sparsity"] else "no gates"),
+      *([("pruned of the backbone's kernels", f"{100 * result['pruned']:.1f} %")] if result["pruned"] is not None else []),
       ("multiply-accumulates per image", cost(result["macs"])),
       ("parameters", cost(result["parameters"])),
       ("one round", f"{result['round_ms']:.1f} ms (median)"),

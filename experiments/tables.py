@@ -1,4 +1,5 @@
-"""`python -m experiments.tables`: Tables 1-6 and Figure 4 of the paper, from real data to a report.
+"""`python -m experiments.tables`: Tables 1-6 and Figure 4 of the paper, from real data to a report; with --tables=anp those of
+`experiments.anp_tables`.
 
 Every run is recorded in a folder of its own below the workdir when it ends, so that an interrupted call goes on where it
 stopped. A run that fails is recorded as failed and shown as such; it is tried again by the next call. The report
@@ -21,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import metagater_jax as mg
-from experiments import placement, registry, report, reporting
+from experiments import anp_tables, placement, registry, report, reporting
 from experiments.config import ConfigError, base_config, check_config, closest, settings_of, with_fields
 from experiments.protocols import CURVES, SNIP, TABLES, Row, rows_of
 from experiments.training import load, load_parameters, make_tasks, run_seeds
@@ -220,9 +221,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__.split("\n")[0],
                                    allow_abbrev=False)
   names = lambda text: text.split(",")
-  parser.add_argument("--tables", type=names, default=list(TABLES), help="by number, separated by commas; default: all")
-  parser.add_argument("--protocols", type=names, help="only the rows of these protocols, cifar10 for instance")
-  parser.add_argument("--seeds", type=int, default=5, help="seeds 1 ... so many; default: 5")
+  parser.add_argument("--tables", type=names, default=list(TABLES),
+                      help="by number, separated by commas, or anp; default: all with a number")
+  parser.add_argument("--protocols", type=names, help="only the rows of these protocols, cifar10 for instance; of anp the cases")
+  parser.add_argument("--seeds", type=int, help="seeds 1 ... so many; default: 5, of anp 3")
   parser.add_argument("--rounds", type=int, help="of every run; default: what the protocols' configs say")
   parser.add_argument("--workdir", default="runs/tables", help="where runs are recorded and the report goes")
   parser.add_argument("--data_dir", help="where the data is; default: TFDS's own directory")
@@ -230,11 +232,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
   logging.getLogger().setLevel(logging.WARNING)
   start = time.perf_counter()
   try:
-    reproduce(options.workdir, tables=options.tables, seeds=range(1, options.seeds + 1), rounds=options.rounds,
-              data_dir=options.data_dir, protocols=options.protocols, log=lambda line: print(line, flush=True))
+    seeds = lambda default: range(1, (default if options.seeds is None else options.seeds) + 1)
+    log = lambda line: print(line, flush=True)
+    if numbered := [table for table in options.tables if table != "anp"]:
+      reproduce(options.workdir, tables=numbered, seeds=seeds(5), rounds=options.rounds, data_dir=options.data_dir,
+                protocols=options.protocols, log=log)
+      print(f"{options.workdir}/report.md, report.html and report.json, after {time.perf_counter() - start:.0f} s")
+    if "anp" in options.tables:
+      anp_tables.reproduce(options.workdir, cases=options.protocols or tuple(anp_tables.CASES), seeds=seeds(3),
+                           steps=options.rounds, data_dir=options.data_dir, log=log)
+      print(f"{options.workdir}/anp.md, anp.json and anp.png, after {time.perf_counter() - start:.0f} s")
   except ConfigError as error:
     reporting.fail("experiments.tables", error)
-  print(f"{options.workdir}/report.md, report.html and report.json, after {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":

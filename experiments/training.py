@@ -246,6 +246,11 @@ class _Experiment:
       seconds.append(self._adapt.seconds)
     return float(np.median(seconds))
 
+  def _pruned(self, params):
+    """The fraction of the backbone's kernels that pruning has removed."""
+    prunable = partial(registry.is_pruned, self.config.prune.granularity)
+    return mg.mask_sparsity(mg.nonzero_mask(params, granularity=self.config.prune.granularity, prunable=prunable), prunable)
+
   def _finish(self, member, params, threshold, before, after, rows, times, quiet):
     config, workdir = member.config, member.workdir
     targets, partition, labels = member.tasks.target, member.tasks.partition, np.asarray(self.dataset.labels)
@@ -261,6 +266,7 @@ class _Experiment:
         "on_rate": {layer: np.round(rate, 3).tolist() for layer, rate in after.on_rate.items()},
         "macs": {"dense": dense_macs, "gated": float(after.macs.mean()) if config.gated else None},
         "parameters": {"dense": dense_parameters, "gated": float(after.parameters.mean()) if config.gated else None},
+        "pruned": float(self._pruned(params)) if config.prune.sparsity else None,
         "gate_threshold": float(threshold) if config.gated else None,
         **times,
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "backend": jax.default_backend(),

@@ -32,7 +32,7 @@ from metagater_jax.federated import (
     sample_cohort)
 from metagater_jax.gates import ChannelGate, binarize, gate_groups, logistic_noise, sparsity
 from metagater_jax.gradual_pruning import (
-    GradualPruningState, PruningSchedule, find_pruning, gradual_pruning, pruning_mask, sparsity_schedule)
+    GradualPruningState, PruningSchedule, find_pruning, gradual_pruning, pruning_mask, sparsity_schedule, staged_schedule)
 from metagater_jax.local import Loss, classification_loss, full_batch_gradient, local_solve, microbatched
 from metagater_jax.meta_training import MetaState, evaluate_episodes, meta_init, run_meta_steps
 from metagater_jax.metalearning import DERIVATIVES, MetaLearner, anil, maml, meta_reptile

@@ -8,7 +8,7 @@
     mask = pruning_mask(state)                          # for the next inner loop, or anything else that must respect it
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,8 @@ import optax
 
 from metagater_jax.pruning import apply_mask, is_kernel, magnitude_score, make_mask
 
-__all__ = ["SCHEDULES", "GradualPruningState", "PruningSchedule", "find_pruning", "gradual_pruning", "pruning_mask", "sparsity_schedule"]
+__all__ = ["SCHEDULES", "GradualPruningState", "PruningSchedule", "find_pruning", "gradual_pruning", "pruning_mask", "sparsity_schedule",
+           "staged_schedule"]
 
 Params = Any
 
@@ -68,6 +69,35 @@ def sparsity_schedule(kind: str, sparsity: float, *, begin: int = 0, end: int = 
 
   def due(step):
     return ((step >= begin) & (step <= end) & ((step - begin) % every == 0)) | (step == end)
+  return PruningSchedule(at, due)
+
+
+def staged_schedule(levels: Sequence[float], steps: int, *, every: int = 1, ramp: float = 0.5) -> PruningSchedule:
+  """One level of sparsity after the other, `steps` steps each, so that one training shows accuracy at all of them.
+
+  Within a level the sparsity rises from the level before along a cubic for the fraction `ramp` of the steps; in the others the
+  network recovers.
+
+  Args:
+    levels: increasing, in [0, 1).
+    steps: of each level.
+    every: steps between two prunings.
+    ramp: in (0, 1).
+  """
+  if list(levels) != sorted(levels) or not all(0 <= level < 1 for level in levels):
+    raise ValueError(f"levels of sparsity must increase and lie in [0, 1), got {tuple(levels)}.")
+  rising = max(1, int(ramp * steps))
+  if not 0 < ramp < 1 or rising >= steps:
+    raise ValueError(f"ramp must lie in (0, 1) and leave a step of {steps} to recover in, got {ramp}.")
+  stages = [sparsity_schedule("cubic", level, begin=i * steps, end=i * steps + rising, every=every, start=before)
+            for i, (before, level) in enumerate(zip([0.0, *levels], levels))]
+
+  def at(step):
+    stage = jnp.clip(step // steps, 0, len(stages) - 1)
+    return jnp.stack([jnp.asarray(s.sparsity(step), jnp.float32) for s in stages])[stage]
+
+  def due(step):
+    return jnp.any(jnp.stack([jnp.asarray(s.due(step)) for s in stages]))
   return PruningSchedule(at, due)
 
 

@@ -99,6 +99,18 @@ def test_a_schedule_ends_at_its_sparsity_whatever_divides():
   np.testing.assert_allclose(schedule.sparsity(jnp.array(25)), 0.9, rtol=1e-6)
 
 
+def test_stages_reach_their_levels_and_rest():
+  schedule = mg.staged_schedule((0.5, 0.9), 100, every=20)
+  due = [step for step in range(250) if schedule.due(jnp.array(step))]
+  assert due == [0, 20, 40, 50, 100, 120, 140, 150]
+  np.testing.assert_allclose([schedule.sparsity(jnp.array(step)) for step in (0, 25, 50, 99, 100, 125, 150, 199, 230)],
+                             [0, 0.4375, 0.5, 0.5, 0.5, 0.85, 0.9, 0.9, 0.9], atol=1e-6)
+  with pytest.raises(ValueError, match=r"must increase and lie in \[0, 1\), got \(0.9, 0.5\)"):
+    mg.staged_schedule((0.9, 0.5), 100)
+  with pytest.raises(ValueError, match="leave a step of 1 to recover"):
+    mg.staged_schedule((0.5, 0.9), 1)
+
+
 @pytest.mark.parametrize("arguments, message", [
     (("linear", 1.0), r"sparsity must lie in \[0, 1\), got 1.0"), (("linear", -0.1), "got -0.1"),
     (("quadratic", 0.5), "one_shot, linear, cubic, got 'quadratic'"), (("linear", 0.5), "begin 0, end 0 and every 1")])

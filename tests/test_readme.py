@@ -1,6 +1,7 @@
 """README's examples run as they stand."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -35,6 +36,16 @@ def test_pruning():
   exec(block("score = "), names)
   assert abs(float(mg.mask_sparsity(names["mask"])) - 0.5) < 0.02
   assert float((names["pruned"]["backbone"]["hidden1"]["kernel"] == 0).sum()) == round(0.9 * 32)
+
+
+def test_few_shot():
+  rng = np.random.default_rng(0)
+  names = {"mg": mg, "jax": jax, "optax": optax, "partial": partial, "images": rng.normal(size=(60, 8, 8, 1)).astype(np.float32),
+           "labels": np.arange(60) % 5}
+  exec(block("pool = "), names)
+  assert abs(float(mg.mask_sparsity(names["mask"])) - 0.85) < 0.01
+  for weights in (names["state"].params, names["task"]):
+    jax.tree.map(lambda w, c: np.testing.assert_array_equal(np.asarray(w)[np.asarray(c) == 0], 0), weights, names["mask"])
 
 
 def test_lasso():

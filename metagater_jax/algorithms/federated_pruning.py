@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metagater_jax.federated import Algorithm, ClientUpdate
+from metagater_jax.federated import Algorithm
 from metagater_jax.gradual_pruning import PruningSchedule
 from metagater_jax.local import Loss
 from metagater_jax.metalearning import maml

@@ -107,11 +107,26 @@ def test_the_knob_on_a_finished_run(two_runs):
   assert points[2]["macs"] < points[1]["macs"] < points[0]["macs"]
 
 
+def test_pruning_in_the_rounds(tmp_path):
+  config = digits.get_config()
+  config.update(rounds=6, eval_every=6, widths=(4, 6, 8), algorithm="fedavg")
+  config.prune.update(score="anp", sparsity=0.8, every=1)
+  result = training.run(config, tmp_path / "run", quiet=True)
+  assert result["pruned"] == pytest.approx(0.8, abs=0.005)
+  params, _ = training.load_parameters(tmp_path / "run" / "meta_model.npz")
+  kernels = [leaf for leaf in jax.tree.leaves(params["backbone"]) if leaf.ndim > 1]
+  assert sum((kernel == 0).sum() for kernel in kernels) == pytest.approx(0.8 * sum(kernel.size for kernel in kernels), rel=0.01)
+  assert result["accuracy"]["mean"] > result["accuracy_before_adaptation"]["mean"]
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--config=configs/digitz.py"], "no config file 'configs/digitz.py'. Did you mean configs/digits.py?"),
     (["--config.cohrt=5"], "unknown field 'cohrt'. Did you mean 'cohort'?"),
     (["--config.dataset=mnits"], "unknown dataset 'mnits'; did you mean mnist"),
     (["--config.dataset=mnist", "--config.data_dir=tests"], "'mnist' is not in the data directory tests"),
+    (["--config.prune.scroe=anp"], "unknown field 'prune.scroe'. Did you mean 'prune.score'?"),
+    (["--config.prune.score=anp", "--config.prune.sparsity=1.0"], "prune.sparsity must lie in [0, 1), got 1.0"),
+    (["--config=configs/cifarfs_maml.py"], "is not for experiments.run"),
     (["--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
     (["configs/mnist.py"], "unexpected argument 'configs/mnist.py'"),
     (["--config.beta=abc"], "could not convert string to float: 'abc'"),

@@ -1,0 +1,56 @@
+"""The ANP tables on small pools: what is recorded and not run again, paired differences, and the report."""
+
+import json
+
+import numpy as np
+import pytest
+from fewshot_problem import small, small_splits
+
+from experiments import anp_tables
+from experiments.config import ConfigError
+
+FIELDS = {name: value for name, value in small().items() if name not in (
+    "steps", "eval_every", "shots", "model", "prune", "data_dir", "seed", "name")}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+  workdir, lines = tmp_path_factory.mktemp("anp"), []
+  run = lambda: anp_tables.reproduce(workdir, cases=("conv4-1",), seeds=(1, 2), scores=("none", "magnitude"), steps=20,
+                                     level_steps=5, splits=small_splits(), fields=FIELDS, log=lines.append)
+  return workdir, run(), lines, run
+
+
+def test_levels_and_differences(recorded):
+  workdir, report, _, _ = recorded
+  case = report["cases"]["conv4-1"]
+  levels = case["scores"]["magnitude"]
+  np.testing.assert_allclose([level["sparsity"] for level in levels], anp_tables.LEVELS, atol=0.01)
+  runs = {(seed, score): json.loads((workdir / "conv4-1" / f"seed-{seed}-{score}.json").read_text())
+          for seed in (1, 2) for score in ("none", "magnitude")}
+  differences = np.concatenate([np.subtract(*(runs[seed, score]["levels"][2]["accuracy"] for score in ("magnitude", "none")))
+                                for seed in (1, 2)])
+  found = levels[2]["minus_none"]
+  assert found["mean"] == pytest.approx(differences.mean())
+  assert found["ci95"] == pytest.approx(1.96 * differences.std(ddof=1) / np.sqrt(60))
+  assert all(level["sparsity"] == 0 for level in case["scores"]["none"])
+  assert case["agreement"]["anp"]["spearman"] == pytest.approx(1)
+  assert 0 < case["agreement"]["magnitude"]["kept_in_common"] < 1
+  text = (workdir / "anp.md").read_text()
+  assert "Conv-4, 5-way 1-shot" in text and "| magnitude |" in text and (workdir / "anp.png").stat().st_size
+
+
+def test_what_is_recorded_is_not_run_again(recorded):
+  workdir, report, lines, run = recorded
+  assert len(lines) == 6  # two base models, two scores each
+  (workdir / "conv4-1" / "seed-2-magnitude.json").unlink()
+  again = run()
+  assert len(lines) == 7 and lines[-1].startswith("Conv-4, 5-way 1-shot, seed 2, magnitude:")
+  assert again == report  # the same course from the same base
+
+
+def test_bad_input(tmp_path):
+  for options, message in (({"cases": ("conv5-1",)}, "unknown case 'conv5-1'. Did you mean 'conv4-1'"),
+                           ({"scores": ("npa",)}, "unknown score 'npa'"), ({"seeds": ()}, "at least one seed")):
+    with pytest.raises(ConfigError, match=message):
+      anp_tables.reproduce(tmp_path, **options)
