@@ -33,10 +33,10 @@ def base_config() -> ConfigDict:
   # Meta-training
   config.learner = "maml"  # or "anil", "reptile"
   config.derivative = "exact"  # of MAML and ANIL; or "first_order"
-  config.inner_lr = 0.01
+  config.inner_lr = 0.1
   config.inner_steps = 5
   config.learn_rates = False  # MAML, ANIL: one inner rate per leaf, learned
-  config.outer_lr = 1e-3  # of Adam; falls to zero along a cosine
+  config.outer_lr = 3e-3  # of Adam; falls to zero along a cosine
   config.episodes = 4  # per outer step
   config.steps = 10_000
   # Evaluation

@@ -1,7 +1,7 @@
 """`python -m experiments.summarize --tables=WORKDIR`: what is recorded in results/, and README's tables from it.
 
 With --tables the report of `experiments.tables` in that workdir is recorded in results/tables/: its numbers (report.json, and
-runs.csv with a row per run), its text and its figures. README's tables between the `<!-- table: … -->` marks are then written
+runs.csv with a row per run), its text and its figures. With --fewshot the result of a run of `experiments.fewshot` is. README's tables between the `<!-- table: … -->` marks are then written
 anew from results/; without --tables only that is done.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments import report
 
-__all__ = ["main", "record", "write_readme"]
+__all__ = ["main", "record", "record_fewshot", "write_readme"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +52,39 @@ def _runs(content):
   return [[*key, *values] for key, values in sorted(rows.items())]
 
 
+# What identifies a few-shot run: a second one of the same takes the place of the first.
+_FEWSHOT_KEY = ("name", "learner", "model", "ways", "shots", "steps", "seed", "score", "sparsity_asked")
+
+
+def record_fewshot(workdir: Path, results: Path) -> None:
+  """Adds the result of a run of experiments.fewshot to results/fewshot.json."""
+  source = workdir / "result.json"
+  if not source.is_file():
+    raise SystemExit(f"experiments.summarize: there is no result.json in {workdir}; run experiments.fewshot first.")
+  result = json.loads(source.read_text())
+  entry = {name: result.get(name) for name in ("name", "learner", "model", "ways", "shots", "steps", "seed", "accuracy",
+                                               "accuracy_before_adaptation", "sparsity", "parameters", "episodes_per_second",
+                                               "seconds", "versions", "devices")}
+  entry |= {"score": result["prune"]["score"], "sparsity_asked": result["prune"]["sparsity"]}
+  path = results / "fewshot.json"
+  held = json.loads(path.read_text()) if path.is_file() else []
+  key = lambda entry: [str(entry[name]) for name in _FEWSHOT_KEY]
+  entries = [other for other in held if key(other) != key(entry)] + [entry]
+  path.write_text(json.dumps(sorted(entries, key=key), indent=1) + "\n")
+
+
+def _fewshot_table(entries: list[dict[str, Any]]) -> str:
+  lines = ["| benchmark | network, learner | steps | seed | pruned | before adaptation (%) | accuracy (%), ± 95 % interval over "
+           "test episodes | meta-training |", "|---|---|---|---|---|---|---|---|"]
+  share = lambda a: f"{100 * a['mean']:.1f} ± {100 * a['ci95']:.1f}"
+  for e in entries:
+    pruned = f"{100 * e['sparsity']:.0f} % by {e['score']}" if e["sparsity"] else "no"
+    lines.append(f"| {e['name']}, {e['ways']}-way {e['shots']}-shot | {e['model']} ({e['parameters']['all']:,} parameters), "
+                 f"{e['learner']} | {e['steps']:,} | {e['seed']} | {pruned} | {share(e['accuracy_before_adaptation'])} | "
+                 f"{share(e['accuracy'])} ({e['accuracy']['episodes']:,}) | {e['seconds']['train'] / 60:.0f} min |")
+  return "\n".join(lines)
+
+
 def write_readme(text: str, results: Path) -> str:
   """README with every table anew; a mark whose record is missing keeps its table."""
   tables = {"protocols": ("tables/report.json", report.protocol_table),
@@ -59,7 +92,7 @@ def write_readme(text: str, results: Path) -> str:
             "table2": ("tables/report.json", lambda content: report.table_markdown(content["tables"]["2"])),
             "claims": ("tables/report.json", _claims_table), "sparsity": ("sparsity_curve.json", _sparsity_table),
             "anchor": ("pfedme_anchor.json", _anchor_table), "benchmark": ("benchmark.json", _benchmark_table),
-            "bfloat16": ("bfloat16.json", _bfloat16_table)}
+            "bfloat16": ("bfloat16.json", _bfloat16_table), "fewshot": ("fewshot.json", _fewshot_table)}
   for name, (file, table) in tables.items():
     path = results / file
     if f"<!-- table: {name} -->" in text and path.is_file():
@@ -97,7 +130,8 @@ def _sparsity_table(curves):
 
 
 # Sections of `python -m benchmarks` whose rows with a key README shows; all rows are in the record.
-_SHOWN = ("rounds", "others", "bfloat16", "loading", "command", "populations", "cohorts", "memory", "table1", "lasso")
+_SHOWN = ("rounds", "others", "bfloat16", "loading", "command", "populations", "cohorts", "memory", "table1", "lasso", "maml",
+          "anp")
 
 
 def _benchmark_table(figures: dict[str, Any]) -> str:
@@ -128,10 +162,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
   """The command."""
   parser = argparse.ArgumentParser(prog="python -m experiments.summarize", description=__doc__.split("\n")[0])
   parser.add_argument("--tables", type=Path, help="workdir of experiments.tables whose report is to be recorded")
+  parser.add_argument("--fewshot", type=Path, help="workdir of experiments.fewshot whose result is to be recorded")
   options = parser.parse_args(arguments)
   results = _ROOT / "results"
   if options.tables:
     record(options.tables, results)
+  if options.fewshot:
+    record_fewshot(options.fewshot, results)
   readme = _ROOT / "README.md"
   readme.write_text(write_readme(readme.read_text(), results))
 

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metagater_jax.pruning import apply_mask, is_kernel, magnitude_score, make_mask
+from metagater_jax.pruning import apply_mask, is_kernel, magnitude_score, prune_further
 
-__all__ = ["SCHEDULES", "GradualPruningState", "PruningSchedule", "find_pruning", "gradual_pruning", "pruning_mask", "sparsity_schedule",
-           "staged_schedule"]
+__all__ = ["SCHEDULES", "GradualPruningState", "PruningSchedule", "find_pruning", "gradual_pruning", "pruning_mask",
+           "sparsity_schedule", "staged_schedule"]
 
 Params = Any
 
@@ -136,10 +136,8 @@ def gradual_pruning(optimizer: optax.GradientTransformation, schedule: PruningSc
     def prune():
       scores = magnitude_score(params) if score is None else score() if callable(score) else score
       _check_like(scores, params)
-      # What is pruned already is last, so that it is removed again.
-      ranked = jax.tree.map(lambda s, c: jnp.where(c > 0, s, -1.0), scores, state.mask)
-      mask = make_mask(ranked, schedule.sparsity(state.step), scope=scope, granularity=granularity, prunable=prunable)
-      return jax.tree.map(lambda new, old: (new * old).astype(old.dtype), mask, state.mask)
+      return prune_further(scores, state.mask, schedule.sparsity(state.step), scope=scope, granularity=granularity,
+                           prunable=prunable)
 
     mask = jax.lax.cond(schedule.due(state.step), prune, lambda: state.mask)
     inner = optax.tree.map_params(optimizer, lambda s, c: s * c, state.inner, mask)

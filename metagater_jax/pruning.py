@@ -15,7 +15,7 @@ from metagater_jax.local import Loss
 from metagater_jax.tasks import sum_over_tasks
 
 __all__ = ["SCORES", "anp_score", "apply_mask", "connection_saliency", "is_kernel", "magnitude_score", "make_mask", "mask_sparsity",
-           "nonzero_mask", "random_score", "snip_score"]
+           "nonzero_mask", "prune_further", "random_score", "snip_score"]
 
 Params = Any
 
@@ -157,6 +157,12 @@ def make_mask(score: Params, sparsity: float | jax.Array, *, scope: str = "globa
   else:
     masks = _by_channel(kept, paths, [leaf for _, leaf in flat])
   return jax.tree.unflatten(structure, masks)
+
+
+def prune_further(score: Params, mask: Params, sparsity: float | jax.Array, **options: Any) -> Params:
+  """A mask of more sparsity that keeps nothing of what `mask` has removed, whatever its score; `options` are `make_mask`'s."""
+  ranked = jax.tree.map(lambda s, c: jnp.where(c > 0, s, -1.0), score, mask)  # scores are not negative: these go first
+  return jax.tree.map(lambda new, old: (new * old).astype(old.dtype), make_mask(ranked, sparsity, **options), mask)
 
 
 def apply_mask(params: Params, mask: Params) -> Params:

@@ -1,5 +1,6 @@
 """Convolutions as matrix products against lax's own."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import pytest
 from jax import lax
 
 import metagater_jax as mg
+from metagater_jax import convolution
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -104,3 +106,43 @@ def test_computing_in_bfloat16_rounds_and_keeps_float32_outside():
   loss = mg.classification_loss(network("bfloat16"))
   gradient = jax.grad(loss)(params, mg.Batch(images, jnp.arange(6) % 4, jnp.ones(6)), jax.random.key(2))
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("block", [400_000, 9000, 1])
+def test_normalized_convolution_is_batch_norm_relu_and_pooling(block, monkeypatch):
+  """Against flax's and lax's operations, with scales of both signs, whole and in blocks; values and gradients."""
+  monkeypatch.setattr(convolution, "_BLOCK", block)
+  module = mg.NormalizedConv(6, pool=True)
+  images = jax.random.normal(jax.random.key(0), (12, 7, 8, 3))
+  params = module.init(jax.random.key(1), images)["params"]
+  params |= {"scale": jnp.array([1.0, -2, 0.5, -0.1, 3, 1]), "bias": jnp.linspace(-1, 1, 6)}
+
+  def reference(params):
+    h = lax.conv_general_dilated(images, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    norm = nn.BatchNorm(use_running_average=False, use_scale=False, use_bias=False)
+    h = norm.apply({"batch_stats": {"mean": jnp.zeros(6), "var": jnp.ones(6)}}, h, mutable=["batch_stats"])[0]
+    return nn.max_pool(jax.nn.relu(h * params["scale"] + params["bias"]), (2, 2), (2, 2))
+
+  ours = lambda params: module.apply({"params": params}, images)
+  np.testing.assert_allclose(ours(params), reference(params), atol=1e-5)
+  gradients = [jax.grad(lambda params, f=f: jnp.sum(jnp.sin(f(params))))(params) for f in (ours, reference)]
+  chex.assert_trees_all_close(*gradients, atol=3e-4)
+
+
+def test_residual_networks_are_those_of_twelve_layers():
+  """Parameters by hand, and that a block's output is what its definition says."""
+  network = mg.ResNet12(5, widths=(4, 6, 8, 10))
+  images = jax.random.normal(jax.random.key(0), (3, 16, 16, 3))
+  params = network.init(jax.random.key(1), images)["params"]
+  own, before = 0, 3
+  for width in (4, 6, 8, 10):
+    own += 9 * width * (before + 2 * width) + before * width + 4 * 2 * width
+    before = width
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == own + 10 * 5 + 5
+  _, state = network.apply({"params": params}, images, capture_intermediates=True)
+  found = state["intermediates"]["block1"]["__call__"][0]
+  unit = lambda name, z, size=3: mg.NormalizedConv(4, size=size).apply({"params": params["block1"][name]}, z)
+  leaky = lambda x: jnp.where(x > 0, x, 0.1 * x)
+  h = unit("conv3", leaky(unit("conv2", leaky(unit("conv1", images)))))
+  expected = nn.max_pool(leaky(h + unit("shortcut", images, 1)), (2, 2), (2, 2))
+  np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -10,7 +10,7 @@ from metagater_jax.federated import Algorithm
 from metagater_jax.gradual_pruning import PruningSchedule
 from metagater_jax.local import Loss
 from metagater_jax.metalearning import maml
-from metagater_jax.pruning import apply_mask, is_kernel, make_mask, nonzero_mask
+from metagater_jax.pruning import apply_mask, is_kernel, nonzero_mask, prune_further
 
 __all__ = ["FEDERATED_SCORES", "PruningServer", "federated_pruning"]
 
@@ -85,9 +85,8 @@ def federated_pruning(make: Callable[[Loss], Algorithm], loss: Loss, schedule: P
 
     def prune():
       scores = jax.tree.map(jnp.abs, params if sensitivity is None else sensitivity)
-      ranked = jax.tree.map(lambda s, c: jnp.where(c > 0, s, -1.0), scores, server.mask)
-      mask = make_mask(ranked, schedule.sparsity(server.round), scope=scope, granularity=granularity, prunable=prunable)
-      return jax.tree.map(lambda new, old: (new * old).astype(old.dtype), mask, server.mask)
+      return prune_further(scores, server.mask, schedule.sparsity(server.round), scope=scope, granularity=granularity,
+                           prunable=prunable)
 
     mask = jax.lax.cond(schedule.due(server.round), prune, lambda: server.mask)
     inner = plain.server_update(_masked_state(server.inner, mask), apply_mask(delta, mask))
