@@ -92,7 +92,7 @@ def scores(repeats: int, quick: bool) -> list[dict[str, Any]]:
     programs = {(derivative, by_layer): compiled(
         partial(mg.anp_score, meta_loss=learner.meta_loss, derivative=derivative, by_layer=by_layer), params, tasks=episodes,
         compiler_options=compiler_options(convolutions=True))
-        for derivative in mg.DERIVATIVES for by_layer in (False, True)}
+        for derivative in mg.DERIVATIVES for by_layer in ((False, True) if name.startswith("conv4") else (False,))}
     seconds = medians(repeats, {key: p.run for key, p in programs.items()})
     rows += [row(f"ANP score, {label}, {derivative}, {'by layer' if by_layer else 'all layers together'}",
                  1000 * seconds[derivative, by_layer], "ms", key=f"anp-{name}-{derivative}-{by_layer}",
