@@ -167,7 +167,7 @@ def _agreement(experiment, state):
     fields = config.copy_and_resolve_references()
     fields.prune.update(SCORES[name])
     score = make_score(fields, experiment.learner, loss) or (lambda params, *_: mg.magnitude_score(params))
-    ready = jax.jit(lambda params, episodes, score=score: score(params, episodes, None, None)).lower(params, episodes).compile(
+    ready = jax.jit(lambda params, episodes, score=score: score(params, episodes, None, None, None)).lower(params, episodes).compile(
         compiler_options=compiler_options(convolutions=True))
     jax.block_until_ready(ready(params, episodes))
     start = time.perf_counter()

@@ -183,9 +183,8 @@ class FewShot:
     """Accuracy before and after adaptation on episodes of a split: the same episodes for every state and every config of
     the same ways, shots and queries."""
     pruning = mg.find_pruning(state.optimizer)
-    params = state.params if pruning is None else mg.apply_mask(state.params, pruning.mask)
     key = jax.random.fold_in(jax.random.key(2**20), ("train", "validation", "test").index(split))
-    before, after = self._evaluate(params, key, self.splits[split], episodes=self.episodes(episodes),
+    before, after = self._evaluate(state.params, key, self.splits[split], episodes=self.episodes(episodes),
                                    mask=None if pruning is None else pruning.mask)
     return np.asarray(before)[:episodes], np.asarray(after)[:episodes]
 
@@ -225,18 +224,18 @@ def _sample(key, pool, **numbers):
 
 
 def make_score(config: ConfigDict, learner: mg.MetaLearner, loss: mg.Loss):
-  """`(meta-parameters, episodes, key, axis_name) -> score` of a config; None where it needs no episodes and no key."""
+  """`(meta-parameters, episodes, key, mask, axis_name) -> score` of a config; None where it needs no episodes and no key."""
   prune = config.prune
   if prune.score == "anp":
-    return lambda params, episodes, key, axis_name: mg.anp_score(
-        params, learner.meta_loss, episodes, prune.derivative, task_axis=config.task_axis, axis_name=axis_name)
+    return lambda params, episodes, key, mask, axis_name: mg.anp_score(
+        params, learner.meta_loss, episodes, prune.derivative, mask=mask, task_axis=config.task_axis, axis_name=axis_name)
   if prune.score == "snip":  # of the ordinary loss: the network as it is, without adaptation
-    ordinary = lambda params, episode, derivative: loss(learner.params(params), jax.tree.map(
+    ordinary = lambda params, episode, mask, derivative: loss(learner.params(params), jax.tree.map(
         lambda *parts: jnp.concatenate(parts), *episode), None)
-    return lambda params, episodes, key, axis_name: mg.anp_score(
+    return lambda params, episodes, key, mask, axis_name: mg.anp_score(
         params, ordinary, episodes, task_axis=config.task_axis, axis_name=axis_name)
   if prune.score == "random":
-    return lambda params, episodes, key, axis_name: mg.random_score(params, key=key)
+    return lambda params, episodes, key, mask, axis_name: mg.random_score(params, key=key)
   return None  # magnitude, which is gradual_pruning's own
 
 

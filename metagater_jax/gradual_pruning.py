@@ -3,9 +3,9 @@
     optimizer = gradual_pruning(optax.adam(1e-3), sparsity_schedule("cubic", 0.85, begin=1000, end=5000, every=200))
     state = optimizer.init(params)
     …
-    updates, state = optimizer.update(gradients, state, params, score=lambda: anp_score(params, meta_loss, tasks))
+    mask = pruning_mask(state)                          # for the inner loop, and anything else that must respect it
+    updates, state = optimizer.update(gradients, state, params, score=lambda: anp_score(params, meta_loss, tasks, mask=mask))
     params = optax.apply_updates(params, updates)       # what is pruned is exactly 0 from here on
-    mask = pruning_mask(state)                          # for the next inner loop, or anything else that must respect it
 """
 
 from collections.abc import Callable, Sequence

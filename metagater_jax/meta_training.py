@@ -58,7 +58,8 @@ def run_meta_steps(learner: MetaLearner, optimizer: optax.GradientTransformation
     data: what `sample` draws from, as a `ClassPool`.
     steps: how many.
     episodes: per step.
-    score: `(meta-parameters, episodes, key, axis_name) -> score`, see `gradual_pruning`; computed when its schedule is due.
+    score: `(meta-parameters, episodes, key, mask, axis_name) -> score`, see `gradual_pruning`; computed when its schedule is due,
+      with the mask of what is pruned by then.
     score_episodes: how many fresh episodes the score gets.
     task_axis: see `map_tasks`.
     mesh: `task_mesh`, over which episodes are spread.
@@ -93,7 +94,7 @@ def run_meta_steps(learner: MetaLearner, optimizer: optax.GradientTransformation
       extra = {}
       if score is not None:
         extra["score"] = lambda: score(state.params, jax.vmap(lambda key: sample(key, data))(
-            own_keys(score_key, score_episodes)), score_key, axis_name)
+            own_keys(score_key, score_episodes)), score_key, mask, axis_name)
       updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params, **extra)
       params = optax.apply_updates(state.params, updates)
       return MetaState(state.step + 1, state.key, params, optimizer_state), {"loss": loss}

@@ -57,7 +57,7 @@ def snip_score(params: Params, loss: Loss, batch: Any, key: jax.Array | None = N
 
 
 def anp_score(params: Params, meta_loss: Callable[..., jax.Array], tasks: Any, derivative: str = "exact", *,
-              by_layer: bool = False, task_axis: str | int = "auto", axis_name: str | None = None) -> Params:
+              mask: Params | None = None, by_layer: bool = False, task_axis: str | int = "auto", axis_name: str | None = None) -> Params:
   """Adaptation-aware importance (ANP, Gao et al. 2021): how sensitive the meta-objective is to a weight.
 
   |∂M(w ⊙ c)/∂c| at c = 1, which is |w ⊙ ∇M(w)|, of M(w) = mean over tasks of L_query(A_T(w)): a weight is important if the network
@@ -65,10 +65,11 @@ def anp_score(params: Params, meta_loss: Callable[..., jax.Array], tasks: Any, d
 
   Args:
     params: w, the (meta-)parameters.
-    meta_loss: `(params, task, derivative=…) -> scalar`, as the `meta_loss` of a `MetaLearner`.
+    meta_loss: `(params, task, mask=…, derivative=…) -> scalar`, as the `meta_loss` of a `MetaLearner`.
     tasks: a pytree with a leading task axis, such as `sample_episodes` makes.
     derivative: "exact" differentiates through the inner loop; "first_order" takes the gradient at the adapted weights, which
       needs no second derivatives.
+    mask: what is pruned already. It holds in the inner loop, or weights that are gone would move in it.
     by_layer: one gradient after the other, each of one leaf only: less memory for more time, the same score.
     task_axis: see `map_tasks`.
     axis_name: of a mesh over which the tasks are spread evenly; each device has its part of `tasks`.
@@ -84,7 +85,7 @@ def anp_score(params: Params, meta_loss: Callable[..., jax.Array], tasks: Any, d
     return gradient if axis_name is None else jax.lax.pmean(gradient, axis_name)
 
   if not by_layer:
-    return connection_saliency(params, mean_gradient(lambda w, task: meta_loss(w, task, derivative=derivative), params))
+    return connection_saliency(params, mean_gradient(lambda w, task: meta_loss(w, task, mask=mask, derivative=derivative), params))
   leaves, structure = jax.tree.flatten(params)
   gradients = []
   for i in range(len(leaves)):
@@ -92,7 +93,7 @@ def anp_score(params: Params, meta_loss: Callable[..., jax.Array], tasks: Any, d
     fixed, _ = jax.lax.optimization_barrier((leaves, gradients))
 
     def loss_of_leaf(leaf, task, i=i, fixed=fixed):
-      return meta_loss(jax.tree.unflatten(structure, [*fixed[:i], leaf, *fixed[i + 1:]]), task, derivative=derivative)
+      return meta_loss(jax.tree.unflatten(structure, [*fixed[:i], leaf, *fixed[i + 1:]]), task, mask=mask, derivative=derivative)
     gradients.append(mean_gradient(loss_of_leaf, fixed[i]))
   return connection_saliency(params, jax.tree.unflatten(structure, gradients))
 

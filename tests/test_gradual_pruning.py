@@ -84,6 +84,20 @@ def test_first_order_is_exact_without_inner_steps_of_any_length(few_shot):
   assert not np.allclose(kernel(scores[0.1, "exact"]), kernel(scores[0.1, "first_order"]), rtol=0.02)
 
 
+def test_a_score_with_a_mask_is_that_of_the_smaller_network(few_shot):
+  """What is gone must not move in the inner loop of the next score: against a loss that cannot see it."""
+  make, params, pool = few_shot
+  episodes = mg.sample_episodes(jax.random.key(1), pool, 2, **SAMPLE)
+  mask = mg.make_mask(mg.magnitude_score(params), 0.5)
+  params, learner = mg.apply_mask(params, mask), make(inner_lr=0.5, inner_steps=3)
+  loss = lambda w, batch, key: make.args[0](mg.apply_mask(w, mask), batch, key)
+  score = mg.anp_score(params, learner.meta_loss, episodes, mask=mask)
+  expected = mg.anp_score(params, mg.maml(loss, inner_lr=0.5, inner_steps=3).meta_loss, episodes)
+  chex.assert_trees_all_close(score, expected, rtol=1e-3, atol=1e-5)
+  unmasked = mg.anp_score(params, learner.meta_loss, episodes)
+  assert not np.allclose(score["backbone"]["conv2"]["kernel"], unmasked["backbone"]["conv2"]["kernel"], rtol=0.05, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind, expected", [("linear", [0, 0.2, 0.4, 0.6, 0.8, 0.8]), ("one_shot", [0.8] * 6),
                                             ("cubic", [0, 0.4625, 0.7, 0.7875, 0.8, 0.8])])
 def test_schedules(kind, expected):
@@ -127,7 +141,7 @@ def test_masks_hold_while_training_and_grow(few_shot, granularity):
   learner = make(inner_lr=0.1, inner_steps=2)
   optimizer = mg.gradual_pruning(optax.adam(1e-2), mg.sparsity_schedule("cubic", 0.6, begin=2, end=10, every=4),
                                  granularity=granularity, prunable=lambda path, leaf: mg.is_kernel(path, leaf) and "output" not in path)
-  score = lambda params, episodes, key, axis_name: mg.anp_score(params, learner.meta_loss, episodes, axis_name=axis_name)
+  score = lambda params, episodes, key, mask, axis_name: mg.anp_score(params, learner.meta_loss, episodes, mask=mask, axis_name=axis_name)
   step = jax.jit(partial(mg.run_meta_steps, learner, optimizer, lambda key, pool: mg.sample_episode(key, pool, **SAMPLE),
                          steps=1, episodes=2, score=score, score_episodes=4))
   state, masks = mg.meta_init(learner, optimizer, params, jax.random.key(5)), []
@@ -191,7 +205,7 @@ def test_episodes_over_a_mesh_are_the_same_training(few_shot):
   make, params, pool = few_shot
   learner = make(inner_lr=0.1)
   optimizer = mg.gradual_pruning(optax.sgd(0.1), mg.sparsity_schedule("one_shot", 0.5, begin=1))
-  score = lambda params, episodes, key, axis_name: mg.anp_score(params, learner.meta_loss, episodes, axis_name=axis_name)
+  score = lambda params, episodes, key, mask, axis_name: mg.anp_score(params, learner.meta_loss, episodes, mask=mask, axis_name=axis_name)
   results = []
   for mesh in (None, mg.task_mesh(jax.devices()[:2])):
     step = jax.jit(partial(mg.run_meta_steps, learner, optimizer, lambda key, pool: mg.sample_episode(key, pool, **SAMPLE),

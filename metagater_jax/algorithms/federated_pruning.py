@@ -1,11 +1,13 @@
 """Pruning inside communication rounds: the nodes score weights on their own data, the server averages and prunes."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from metagater_jax.data.episodes import Episode
 from metagater_jax.federated import Algorithm
 from metagater_jax.gradual_pruning import PruningSchedule
 from metagater_jax.local import Loss
@@ -56,10 +58,11 @@ def federated_pruning(make: Callable[[Loss], Algorithm], loss: Loss, schedule: P
     raise ValueError(f"federated_pruning: score must be one of {', '.join(FEDERATED_SCORES)}, got {score!r}.")
   plain = make(loss)
   meta_loss = maml(loss, inner_lr=inner_lr, derivative=derivative).meta_loss
+  mask_of = partial(nonzero_mask, granularity=granularity, prunable=prunable)
 
   def masked(params):
     """The algorithm on the weights that these parameters have left."""
-    mask = nonzero_mask(params, granularity=granularity, prunable=prunable)
+    mask = mask_of(params)
     return make(lambda w, batch, key=None: loss(apply_mask(w, mask), batch, key))
 
   def init(params):
@@ -73,7 +76,7 @@ def federated_pruning(make: Callable[[Loss], Algorithm], loss: Loss, schedule: P
 
     def sensitivity():
       (inner, _), (outer, key) = draw(plain.draws), draw(plain.draws + 1)
-      objective = ((lambda w: meta_loss(w, _Parts(inner, outer))) if score == "anp" else (lambda w: loss(w, outer, key)))
+      objective = ((lambda w: meta_loss(w, Episode(inner, outer), mask_of(params))) if score == "anp" else (lambda w: loss(w, outer, key)))
       return jax.tree.map(lambda w, g: w * g, params, jax.grad(objective)(params))
 
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -102,11 +105,6 @@ def federated_pruning(make: Callable[[Loss], Algorithm], loss: Loss, schedule: P
       adapt=lambda params, data, calibration: masked(params).adapt(params, data, calibration),
       draws=plain.draws + (0 if score == "magnitude" else 2),
       mergeable=False)
-
-
-class _Parts(NamedTuple):
-  support: Any
-  query: Any
 
 
 def _masked_state(state, mask):
