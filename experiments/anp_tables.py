@@ -17,18 +17,20 @@ import optax
 from scipy import stats
 
 import metagater_jax as mg
+from configs import cifarfs_maml
 from experiments import placement, reporting
-from experiments.config import ConfigError, closest
+from experiments.config import ConfigError, check_same, closest
 from experiments.fewshot import FewShot, Splits, load_splits, make_score
-from experiments.fewshot_config import base_config, check_config
+from experiments.fewshot_config import check_config
 from experiments.programs import compiler_options
 from experiments.training import load_parameters, save_parameters
 
-__all__ = ["CASES", "LEVELS", "SCORES", "Case", "make_report", "reproduce", "run_case", "write_report"]
+__all__ = ["CASES", "LEVELS", "SCORES", "Case", "make_report", "markdown", "reproduce", "run_case", "write_report"]
 
-LEVELS = (0.5, 0.7, 0.85, 0.9, 0.95)
+LEVELS = (0.5, 0.7, 0.85, 0.95)
 # Name in the tables to fields of `prune`.
-SCORES = {"none": {}, "anp": {"score": "anp"}, "anp_first_order": {"score": "anp", "derivative": "first_order"},
+SCORES = {"none": {}, "anp": {"score": "anp"}, "anp_absolute": {"score": "anp", "average": "absolute"},
+          "anp_first_order": {"score": "anp", "derivative": "first_order"},
           "anp_layer": {"score": "anp", "scope": "layer"}, "snip": {"score": "snip"}, "magnitude": {"score": "magnitude"},
           "random": {"score": "random"}}
 
@@ -43,7 +45,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "conv4-1": Case("Conv-4, 5-way 1-shot", {"shots": 1}, 10_000, 1000),
+    "conv4-1": Case("Conv-4, 5-way 1-shot", {"shots": 1}, 8000, 400),
     "conv4-5": Case("Conv-4, 5-way 5-shot", {"shots": 5}, 4000, 400),
     "resnet12-1": Case("ResNet-12 (16-32-64-128), 5-way 1-shot", {
         "shots": 1, "model": "resnet12", "widths": (16, 32, 64, 128)}, 2000, 200),
@@ -64,13 +66,14 @@ def reproduce(workdir: str | Path, *, cases: Sequence[str] = tuple(CASES), seeds
     seeds: of initialization and training episodes; test episodes are the same for all.
     scores: names in `SCORES`.
     data_dir: where CIFAR-100 is.
-    steps, level_steps: instead of the cases' own.
+    steps, level_steps: instead of the cases' own; with `steps` alone, `level_steps` changes in proportion.
     splits: pools to use instead of CIFAR-FS.
     fields: of the config, over the cases' own.
     log: gets a line per finished part.
 
   Raises:
-    ConfigError: before anything runs: an unknown case or score, no seeds, or data that is missing.
+    ConfigError: before anything runs: an unknown case or score, no seeds, too few steps, data that is missing, or a workdir
+      whose records have another configuration.
   """
   for what, names, known in (("case", cases, CASES), ("score", scores, SCORES)):
     for name in names:
@@ -79,15 +82,28 @@ def reproduce(workdir: str | Path, *, cases: Sequence[str] = tuple(CASES), seeds
   if not seeds:
     raise ConfigError("there must be at least one seed.")
   workdir = Path(workdir)
-  config = base_config()
+  planned = {}
+  for name in cases:
+    case = CASES[name]
+    if steps is not None:
+      case = case._replace(steps=steps, level_steps=round(case.level_steps * steps / case.steps))
+    case = case._replace(level_steps=case.level_steps if level_steps is None else level_steps,
+                         fields=case.fields | {"data_dir": data_dir} | (fields or {}))
+    if case.steps < 1 or case.level_steps < 2:
+      raise ConfigError(f"{name}: {case.steps} steps of meta-training and {case.level_steps} at each sparsity; there must be at "
+                        "least 1 and 2.")
+    planned[name] = case
+    for seed in seeds:
+      for part in ("base", *scores):
+        record = _record(workdir / name, seed, part)
+        if record.is_file():
+          check_same(record, json.loads(record.read_text())["config"], _settings(_config(case, seed, part), case))
+  config = cifarfs_maml.get_config()
   config.data_dir = data_dir
   placement.use_cores(config)
   splits = load_splits(config) if splits is None else splits
   for seed in seeds:
-    for name in cases:
-      case = CASES[name]
-      case = case._replace(steps=steps or case.steps, level_steps=level_steps or case.level_steps,
-                           fields=case.fields | {"data_dir": data_dir} | (fields or {}))
+    for name, case in planned.items():
       run_case(workdir / name, case, seed, scores, splits, log)
   report = make_report(workdir)
   write_report(report, workdir)
@@ -98,15 +114,14 @@ def run_case(folder: Path, case: Case, seed: int, scores: Sequence[str], splits:
   """The base model of a seed, and each score's course from it, as far as they are not recorded."""
   folder.mkdir(parents=True, exist_ok=True)
   base = folder / f"seed-{seed}-base.npz"
-  config = base_config()
-  config.update({"seed": seed, "steps": case.steps, "eval_every": case.steps} | case.fields)
+  config = _config(case, seed, "base")
   if not base.is_file():
     start = time.perf_counter()
-    experiment = FewShot(check_config(config), splits)
+    experiment = FewShot(config, splits)
     state = experiment.train(experiment.init(), case.steps)
     before, after = experiment.evaluate(state, "test", config.test_episodes)
-    reporting.write_json(folder / f"seed-{seed}-base.json", {
-        "steps": case.steps, "accuracy": after.tolist(), "before": before.tolist(), "seconds": time.perf_counter() - start,
+    reporting.write_json(_record(folder, seed, "base"), {
+        "config": _settings(config, case), "steps": case.steps, "accuracy": after.tolist(), "before": before.tolist(), "seconds": time.perf_counter() - start,
         "compile_seconds": experiment.clock.seconds["compile"], "episodes_per_second": experiment.episodes_per_second(),
         "agreement": _agreement(experiment, state)})
     save_parameters(folder / "partial.npz", state.params)
@@ -114,21 +129,35 @@ def run_case(folder: Path, case: Case, seed: int, scores: Sequence[str], splits:
     log(f"{case.title}, seed {seed}: {100 * after.mean():.2f} % after {case.steps} steps, "
         f"{time.perf_counter() - start:.0f} s")
   for name in scores:
-    path = folder / f"seed-{seed}-{name}.json"
+    path = _record(folder, seed, name)
     if not path.is_file():
       params, _ = load_parameters(base)
-      record = _course(check_config(_pruned(config, case, name)), case, params, splits, pruned=name != "none")
+      record = _course(_config(case, seed, name), case, params, splits, pruned=name != "none")
       reporting.write_json(path, record)
       log(f"{case.title}, seed {seed}, {name}: " + ", ".join(
           f"{100 * np.mean(level['accuracy']):.2f} % at {level['sparsity']:.2f}" for level in record["levels"])
           + f", {record['seconds']:.0f} s")
 
 
-def _pruned(config, case, name):
-  config = config.copy_and_resolve_references()
-  config.prune.update(SCORES[name])
-  config.update(steps=case.level_steps * len(LEVELS), eval_every=case.level_steps, outer_lr=config.outer_lr / 2)
-  return config
+def _record(folder: Path, seed: int, part: str) -> Path:
+  return folder / f"seed-{seed}-{part}.json"
+
+
+def _config(case: Case, seed: int, part: str):
+  """The checked config of the base model, or of a score's course from it."""
+  config = cifarfs_maml.get_config()
+  config.update({"seed": seed, "steps": case.steps, "eval_every": case.steps} | case.fields)
+  if part != "base":
+    config.prune.update(SCORES[part])
+    config.update(steps=case.level_steps * len(LEVELS), eval_every=case.level_steps, outer_lr=config.outer_lr / 2)
+  return check_config(config)
+
+
+def _settings(config, case):
+  """What a record's numbers depend on, as JSON has it."""
+  free = ("data_dir", "mesh", "task_axis", "steps_per_dispatch", "name")
+  fields = {name: value for name, value in config.to_dict().items() if name not in free}
+  return json.loads(json.dumps(fields | {"base_steps": case.steps, "levels": LEVELS}))
 
 
 def _course(config, case, params, splits, pruned):
@@ -139,7 +168,7 @@ def _course(config, case, params, splits, pruned):
                                   [case.level_steps * i for i in range(1, len(LEVELS))])
   optimizer = optax.adam(restarts)
   if pruned:
-    optimizer = mg.gradual_pruning(optimizer, mg.staged_schedule(LEVELS, case.level_steps, every=max(1, case.level_steps // 20)),
+    optimizer = mg.gradual_pruning(optimizer, mg.staged_schedule(LEVELS, case.level_steps, every=max(1, case.level_steps // 10)),
                                    scope=config.prune.scope, granularity=config.prune.granularity)
   state = experiment.init(optimizer)
   params = jax.tree.map(lambda new, like: np.asarray(new, like.dtype), {**params}, state.params)
@@ -152,18 +181,18 @@ def _course(config, case, params, splits, pruned):
                    "accuracy": after.tolist()})
 
   experiment.train(state, config.steps, evaluated, optimizer=optimizer)
-  return {"levels": levels, "level_steps": case.level_steps, "seconds": time.perf_counter() - start}
+  return {"config": _settings(config, case), "levels": levels, "level_steps": case.level_steps, "seconds": time.perf_counter() - start}
 
 
 def _agreement(experiment, state):
-  """How the scores rank the weights of a trained network, against the exact ANP score: Spearman's correlation, and the share of the
-  15 % that it keeps which the other keeps too; with what each costs."""
+  """How the scores rank the weights of a trained network, against the exact ANP score: Spearman's correlation, and the share of
+  the 15 % that its mask keeps which the other's keeps too; with what each costs."""
   config = experiment.config
-  numbers = {"ways": config.ways, "shots": config.shots, "queries": config.queries}
-  episodes = mg.sample_episodes(jax.random.key(7), experiment.splits["train"], config.prune.episodes, **numbers)
+  episodes = jax.vmap(lambda key: experiment.sample(key, experiment.splits["train"]))(
+      jax.random.split(jax.random.key(7), config.prune.episodes))
   params, loss = jax.device_get(state.params), mg.classification_loss(experiment.network)
   found, scores = {}, {}
-  for name in ("anp", "anp_first_order", "snip", "magnitude"):
+  for name in ("anp", "anp_absolute", "anp_layer", "anp_first_order", "snip", "magnitude"):
     fields = config.copy_and_resolve_references()
     fields.prune.update(SCORES[name])
     score = make_score(fields, experiment.learner, loss) or (lambda params, *_: mg.magnitude_score(params))
@@ -173,9 +202,9 @@ def _agreement(experiment, state):
     start = time.perf_counter()
     scores[name] = jax.device_get(ready(params, episodes))
     found[name] = {"seconds": time.perf_counter() - start, "temporary_mb": ready.memory_analysis().temp_size_in_bytes / 2**20}
-  flat = {name: np.concatenate([np.ravel(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(score)
-                                if np.ndim(leaf) > 1]) for name, score in scores.items()}
-  kept = {name: values >= np.quantile(values, 0.85) for name, values in flat.items()}
+  kernels = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree) if np.ndim(leaf) > 1])
+  flat = {name: kernels(score) for name, score in scores.items()}
+  kept = {name: kernels(mg.make_mask(score, 0.85, scope=SCORES[name].get("scope", "global"))) > 0 for name, score in scores.items()}
   for name in found:
     found[name] |= {"spearman": float(stats.spearmanr(flat["anp"], flat[name]).statistic),
                     "kept_in_common": float((kept["anp"] & kept[name]).sum() / kept["anp"].sum())}
@@ -226,7 +255,7 @@ def _mean(by_seed):
           "by_seed": [float(np.mean(seed)) for seed in by_seed]}
 
 
-_NAMES = {"none": "not pruned", "anp": "ANP (exact)", "anp_first_order": "ANP (first-order)", "anp_layer": "ANP (exact, layer-wise)",
+_NAMES = {"none": "not pruned", "anp": "ANP (exact)", "anp_absolute": "ANP (exact, absolute)", "anp_first_order": "ANP (first-order)", "anp_layer": "ANP (exact, layer-wise)",
           "snip": "SNIP / Taylor on the ordinary loss", "magnitude": "magnitude", "random": "random"}
 
 
@@ -238,12 +267,19 @@ def markdown(report: dict[str, Any]) -> str:
     lines += [f"**{case['title']}, CIFAR-FS (300 per class)**: {case['steps']:,} steps of meta-training, then "
               f"{case.get('level_steps', 0):,} at each sparsity; {len(case['seeds'])} seed(s), {case['episodes']:,} test episodes "
               f"each; accuracy (%) ± 95 % interval. Before pruning: {percent(case['base'])}.", "",
-              "| score | " + " | ".join(f"{100 * level:.0f} %" for level in report["levels"]) + " | at 85 %, minus not pruned |",
-              "|---|" + "---|" * (len(report["levels"]) + 1)]
+              "| score | " + " | ".join(f"{100 * level:.0f} %" for level in report["levels"]) + " |",
+              "|---|" + "---|" * len(report["levels"])]
     for score, levels in case["scores"].items():
-      difference = levels[report["levels"].index(0.85)].get("minus_none")
-      last = f"{100 * difference['mean']:+.1f} ± {100 * difference['ci95']:.1f}" if difference else ""
-      lines.append(f"| {_NAMES[score]} | " + " | ".join(percent(level["accuracy"]) for level in levels) + f" | {last} |")
+      lines.append(f"| {_NAMES[score]} | " + " | ".join(percent(level["accuracy"]) for level in levels) + " |")
+    ours = [score for score in case["scores"] if score.startswith("anp")]
+    if ours:
+      lines += ["", "Differences on the same episodes, in points ± 95 % interval:", "",
+                "| score | sparsity | minus not pruned | minus magnitude | minus SNIP |", "|---|---|---|---|---|"]
+      for score in ours:
+        for i in (i for i, level in enumerate(report["levels"]) if level >= 0.85):
+          parts = [case["scores"][score][i].get(f"minus_{other}") for other in ("none", "magnitude", "snip")]
+          lines.append(f"| {_NAMES[score]} | {100 * report['levels'][i]:.0f} % | " + " | ".join(
+              f"{100 * part['mean']:+.1f} ± {100 * part['ci95']:.1f}" if part else "" for part in parts) + " |")
     lines += ["", "| score of the trained network | rank correlation with ANP (exact) | kept in common at 85 % | seconds | MB |",
               "|---|---|---|---|---|"]
     for score, values in case["agreement"].items():
@@ -255,6 +291,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
   """`anp.json`, `anp.md`, and `anp.png`: accuracy against sparsity, a panel per case."""
+  folder.mkdir(parents=True, exist_ok=True)
   reporting.write_json(folder / "anp.json", report)
   (folder / "anp.md").write_text(markdown(report))
   cases = [case for case in report["cases"].values() if case["scores"]]

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from metagater_jax.accelerated_proximal import GAMMA_SCHEDULES
 from metagater_jax.data.datasets import Dataset
 from metagater_jax.gradual_pruning import SCHEDULES
 
-__all__ = ["TUNED", "ConfigError", "base_config", "check_config", "check_dataset", "check_pruning", "closest", "pruning_fields",
-           "settings_of", "with_fields"]
+__all__ = ["TUNED", "ConfigError", "base_config", "check_config", "check_dataset", "check_pruning", "check_same", "closest",
+           "pruning_fields", "settings_of", "with_fields"]
 
 TUNED = Path(__file__).resolve().parent.parent / "configs" / "tuned"
 
@@ -105,6 +105,7 @@ def pruning_fields() -> ConfigDict:
   prune = ConfigDict(type_safe=True)
   prune.score = "none"  # or "anp", "snip" (the ordinary loss), "magnitude", and in few-shot experiments "random"
   prune.derivative = "exact"  # of ANP; or "first_order"
+  prune.average = "signed"  # of ANP and SNIP over tasks: the score of the mean loss; or "absolute", the mean of the tasks' scores
   prune.sparsity = 0.0
   prune.schedule = "cubic"  # or "linear", "one_shot"
   prune.begin = 0.5  # first and last pruning, as fractions of the rounds or steps
@@ -118,7 +119,7 @@ def pruning_fields() -> ConfigDict:
 
 def check_pruning(prune: ConfigDict, scores: Iterable[str]) -> None:
   """Raises a ConfigError that names the field of `prune` that cannot be."""
-  for field, known in (("score", ("none", *scores)), ("derivative", mg.DERIVATIVES), ("schedule", SCHEDULES),
+  for field, known in (("score", ("none", *scores)), ("derivative", mg.DERIVATIVES), ("average", mg.AVERAGES), ("schedule", SCHEDULES),
                        ("scope", ("global", "layer")), ("granularity", ("weight", "channel"))):
     if prune[field] not in known:
       raise ConfigError(closest(f"prune.{field}", prune[field], known))
@@ -139,6 +140,15 @@ def closest(what: str, value: str, known: Iterable[str]) -> str:
   nearest = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
   hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
   return f"unknown {what} '{value}'.{hint} Known: {', '.join(known)}."
+
+
+def check_same(where: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+  """Raises a ConfigError that names every field in which a recorded configuration is not the wanted one."""
+  different = [f"{field} is {held.get(field)!r} there and {wanted.get(field)!r} here"
+               for field in sorted(held.keys() | wanted.keys()) if held.get(field) != wanted.get(field)]
+  if different:
+    raise ConfigError(f"{where} holds a run of another configuration: {'; '.join(different)}. Give another workdir, or "
+                      "remove that run.")
 
 
 def with_fields(config: ConfigDict, **fields: Any) -> ConfigDict:

@@ -21,7 +21,7 @@ from experiments import placement, registry, reporting
 from experiments.command import launch
 from experiments.config import ConfigError
 from experiments.fewshot_config import base_config, check_config, make_learner, make_network
-from experiments.programs import Clock, Compiled, compiler_options
+from experiments.programs import Clock, Compiled, compiler_options, dispatches
 from experiments.reporting import DivergedError
 from experiments.training import check_workdir, save_parameters
 from metagater_jax.data.datasets import DatasetError, load_dataset, load_omniglot
@@ -106,20 +106,22 @@ class FewShot:
       self.splits = load_splits(config) if splits is None else splits
     for pool in self.splits.values():
       try:
-        mg.check_episodes(pool, ways=config.ways, shots=config.shots, queries=config.queries)
+        mg.check_episodes(pool, ways=config.ways, shots=config.shots, queries=max(config.queries, config.train_queries))
       except ValueError as error:
-        raise ConfigError(f"ways={config.ways}, shots={config.shots}, queries={config.queries}: {error}") from error
+        raise ConfigError(f"ways={config.ways}, shots={config.shots}, queries={config.queries}, train_queries={config.train_queries}: "
+                          f"{error}") from error
     self.mesh = placement.make_mesh(config)
     self.network = make_network(config)
     self.image_shape = self.splits["train"].images.shape[1:]
     loss = mg.classification_loss(self.network)
     self.learner = make_learner(config, loss)
     self.score = make_score(config, self.learner, loss)
-    self._sample = partial(_sample, ways=config.ways, shots=config.shots, queries=config.queries)
+    self.sample, tested = (partial(_sample, ways=config.ways, shots=config.shots, queries=queries)
+                           for queries in (config.train_queries, config.queries))
     self._tester = make_learner(config, loss, config.test_inner_steps)
     self._options = {"compiler_options": compiler_options(convolutions=True)}
     evaluate = partial(mg.evaluate_episodes, self._tester, lambda params, images: self.network.apply(params, images)[0],
-                       self._sample, task_axis=config.task_axis, mesh=self.mesh)
+                       tested, task_axis=config.task_axis, mesh=self.mesh)
     self._evaluate = Compiled(self.clock, "evaluate", evaluate, **self._options)
     self._trained = 0
 
@@ -154,7 +156,7 @@ class FewShot:
     pruned = mg.find_pruning(state.optimizer) is not None
     scored = pruned and self.score is not None
     step = Compiled(self.clock, "train", partial(
-        mg.run_meta_steps, self.learner, optimizer or self.optimizer(config.steps), self._sample, episodes=self.episodes(config.episodes),
+        mg.run_meta_steps, self.learner, optimizer or self.optimizer(config.steps), self.sample, episodes=self.episodes(config.episodes),
         score=self.score if scored else None, score_episodes=self.episodes(config.prune.episodes) if scored else 0,
         task_axis=config.task_axis, mesh=self.mesh), donate_argnums=0, **self._options)
     if self.mesh is not None:
@@ -162,9 +164,7 @@ class FewShot:
                              jax.NamedSharding(self.mesh, jax.P()))
       state = state._replace(key=jax.random.wrap_key_data(state.key))
     done, losses = 0, []
-    while done < steps:
-      due = config.eval_every - done % config.eval_every
-      count = min(config.steps_per_dispatch, due, steps - done)
+    for count in dispatches(steps, config.eval_every, config.steps_per_dispatch):
       state, metrics = step(state, self.splits["train"], steps=count)
       done += count
       self._trained += count
@@ -226,14 +226,15 @@ def _sample(key, pool, **numbers):
 def make_score(config: ConfigDict, learner: mg.MetaLearner, loss: mg.Loss):
   """`(meta-parameters, episodes, key, mask, axis_name) -> score` of a config; None where it needs no episodes and no key."""
   prune = config.prune
+  options = {"average": prune.average, "task_axis": config.task_axis}
   if prune.score == "anp":
     return lambda params, episodes, key, mask, axis_name: mg.anp_score(
-        params, learner.meta_loss, episodes, prune.derivative, mask=mask, task_axis=config.task_axis, axis_name=axis_name)
+        params, learner.meta_loss, episodes, prune.derivative, mask=mask, axis_name=axis_name, **options)
   if prune.score == "snip":  # of the ordinary loss: the network as it is, without adaptation
     ordinary = lambda params, episode, mask, derivative: loss(learner.params(params), jax.tree.map(
         lambda *parts: jnp.concatenate(parts), *episode), None)
     return lambda params, episodes, key, mask, axis_name: mg.anp_score(
-        params, ordinary, episodes, task_axis=config.task_axis, axis_name=axis_name)
+        params, ordinary, episodes, axis_name=axis_name, **options)
   if prune.score == "random":
     return lambda params, episodes, key, mask, axis_name: mg.random_score(params, key=key)
   return None  # magnitude, which is gradual_pruning's own

@@ -27,6 +27,7 @@ def base_config() -> ConfigDict:
   config.ways = 5
   config.shots = 1
   config.queries = 15  # per way
+  config.train_queries = placeholder(int)  # per way in meta-training; None: as many
   # Network
   config.model = "conv4"  # or "resnet12"
   config.widths = ()  # of the four blocks; empty: the model's own
@@ -56,11 +57,13 @@ def base_config() -> ConfigDict:
 def check_config(config: ConfigDict) -> ConfigDict:
   """A copy with every field resolved, or a ConfigError that names the field, what it may be, and what it is."""
   config = config.copy_and_resolve_references()
+  if config.train_queries is None:
+    config.train_queries = config.queries
   for field, value, known in (
       ("model", config.model, MODELS), ("learner", config.learner, LEARNERS), ("derivative", config.derivative, mg.DERIVATIVES)):
     if value not in known:
       raise ConfigError(closest(field, value, known))
-  for field in ("ways", "shots", "queries", "inner_steps", "test_inner_steps", "episodes", "steps", "eval_every",
+  for field in ("ways", "shots", "queries", "train_queries", "inner_steps", "test_inner_steps", "episodes", "steps", "eval_every",
                 "validation_episodes", "test_episodes", "steps_per_dispatch"):
     if config[field] < 1:
       raise ConfigError(f"{field} must be at least 1, got {config[field]}.")

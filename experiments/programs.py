@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import numpy as np
 
-__all__ = ["Clock", "Compiled", "compiler_options"]
+__all__ = ["Clock", "Compiled", "compiler_options", "dispatches"]
 
 
 def compiler_options(convolutions: bool) -> dict[str, bool]:
@@ -73,3 +73,16 @@ class Compiled:
       out = jax.block_until_ready(program(*arguments))
     self.seconds = time.perf_counter() - start
     return out
+
+
+def dispatches(steps: int, eval_every: int, per_dispatch: int) -> list[int]:
+  """How many steps each dispatch has: at most `per_dispatch`, and none goes beyond an evaluation.
+
+  >>> dispatches(25, 10, 8)
+  [8, 2, 8, 2, 5]
+  """
+  counts = []
+  for start in range(0, steps, eval_every):
+    between = min(eval_every, steps - start)
+    counts += [min(per_dispatch, between - done) for done in range(0, between, per_dispatch)]
+  return counts

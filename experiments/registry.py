@@ -86,7 +86,7 @@ def make_algorithm(config: ConfigDict, network: mg.GatedNetwork) -> mg.Algorithm
   schedule = mg.sparsity_schedule(prune.schedule, prune.sparsity, begin=int(prune.begin * config.rounds),
                                   end=max(int(prune.end * config.rounds), int(prune.begin * config.rounds) + 1), every=prune.every)
   return mg.federated_pruning(make, loss, schedule, score=prune.score, inner_lr=config.adapt_lr, derivative=prune.derivative,
-                              scope=prune.scope, granularity=prune.granularity, prunable=partial(is_pruned, prune.granularity))
+                              average=prune.average, scope=prune.scope, granularity=prune.granularity, prunable=partial(is_pruned, prune.granularity))
 
 
 def is_pruned(granularity: str, path: str, leaf: jax.Array) -> bool:

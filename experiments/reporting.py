@@ -113,7 +113,8 @@ def result_table(result: dict[str, Any]) -> str:
       ("sparsity of gated layers", share(result["sparsity"]) if result["sparsity"] else "no gates"),
       *([("pruned of the backbone's kernels", f"{100 * result['pruned']:.1f} %")] if result["pruned"] is not None else []),
       ("multiply-accumulates per image", cost(result["macs"])),
-      ("parameters", cost(result["parameters"])),
+      ("parameters", cost(result["parameters"]) + (
+          f", {result['parameters_kept']:,} left by pruning" if result["pruned"] is not None else "")),
       ("one round", f"{result['round_ms']:.1f} ms (median)"),
       ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())),
   ]
@@ -157,7 +158,7 @@ def plot_fewshot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None
 
 
 def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
-  """Accuracy before and after adaptation, and sparsity where there are gates, over rounds."""
+  """Accuracy before and after adaptation, sparsity where there are gates, and what is pruned where that is, over rounds."""
   plt = pyplot()
   figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
   rounds = [row["round"] for row in rows]
@@ -170,6 +171,8 @@ def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], title: str) -> Non
   if rows and rows[0]["sparsity_mean"] is not None:
     axis.plot(rounds, [row["sparsity_mean"] for row in rows], "^:", color="tab:green", markersize=4,
               label="sparsity of gated layers")
+  if rows and rows[0]["pruned"] is not None:
+    axis.plot(rounds, [row["pruned"] for row in rows], "v-.", color="tab:red", markersize=4, label="pruned of the kernels")
   axis.set(xlabel="communication round", ylabel="fraction", ylim=(0, 1.02), title=title)
   axis.grid(alpha=0.3)
   axis.legend(loc="best")

@@ -1,8 +1,9 @@
 """`python -m experiments.summarize --tables=WORKDIR`: what is recorded in results/, and README's tables from it.
 
 With --tables the report of `experiments.tables` in that workdir is recorded in results/tables/: its numbers (report.json, and
-runs.csv with a row per run), its text and its figures. With --fewshot the result of a run of `experiments.fewshot` is. README's tables between the `<!-- table: … -->` marks are then written
-anew from results/; without --tables only that is done.
+runs.csv with a row per run), its text and its figures. With --anp that of `experiments.tables --tables=anp` is, in results/anp/;
+with --fewshot the result of a run of `experiments.fewshot`. README's tables between the `<!-- table: … -->` marks are then written
+anew from results/; without these options only that is done.
 """
 
 import argparse
@@ -15,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import report
+from experiments import anp_tables, report
 
-__all__ = ["main", "record", "record_fewshot", "write_readme"]
+__all__ = ["main", "record", "record_anp", "record_fewshot", "write_readme"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,6 +51,14 @@ def _runs(content):
         rows[row["protocol"], row["method"], row["local_steps"], int(seed)] = [
             row[field]["by_seed"].get(seed) if row[field] else None for field in _FIELDS]
   return [[*key, *values] for key, values in sorted(rows.items())]
+
+
+def record_anp(workdir: Path, results: Path) -> None:
+  """Copies the report of the ANP tables of a workdir into results/anp/, and draws its figure there anew."""
+  source = workdir / "anp.json"
+  if not source.is_file():
+    raise SystemExit(f"experiments.summarize: there is no anp.json in {workdir}; run experiments.tables --tables=anp first.")
+  anp_tables.write_report(json.loads(source.read_text()), results / "anp")
 
 
 # What identifies a few-shot run: a second one of the same takes the place of the first.
@@ -92,7 +101,8 @@ def write_readme(text: str, results: Path) -> str:
             "table2": ("tables/report.json", lambda content: report.table_markdown(content["tables"]["2"])),
             "claims": ("tables/report.json", _claims_table), "sparsity": ("sparsity_curve.json", _sparsity_table),
             "anchor": ("pfedme_anchor.json", _anchor_table), "benchmark": ("benchmark.json", _benchmark_table),
-            "bfloat16": ("bfloat16.json", _bfloat16_table), "fewshot": ("fewshot.json", _fewshot_table)}
+            "bfloat16": ("bfloat16.json", _bfloat16_table), "fewshot": ("fewshot.json", _fewshot_table),
+            "anp": ("anp/anp.json", anp_tables.markdown)}
   for name, (file, table) in tables.items():
     path = results / file
     if f"<!-- table: {name} -->" in text and path.is_file():
@@ -162,11 +172,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
   """The command."""
   parser = argparse.ArgumentParser(prog="python -m experiments.summarize", description=__doc__.split("\n")[0])
   parser.add_argument("--tables", type=Path, help="workdir of experiments.tables whose report is to be recorded")
+  parser.add_argument("--anp", type=Path, help="workdir of experiments.tables --tables=anp whose report is to be recorded")
   parser.add_argument("--fewshot", type=Path, help="workdir of experiments.fewshot whose result is to be recorded")
   options = parser.parse_args(arguments)
   results = _ROOT / "results"
   if options.tables:
     record(options.tables, results)
+  if options.anp:
+    record_anp(options.anp, results)
   if options.fewshot:
     record_fewshot(options.fewshot, results)
   readme = _ROOT / "README.md"

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 import metagater_jax as mg
 from experiments import anp_tables, placement, registry, report, reporting
-from experiments.config import ConfigError, base_config, check_config, closest, settings_of, with_fields
+from experiments.config import ConfigError, base_config, check_config, check_same, closest, settings_of, with_fields
 from experiments.protocols import CURVES, SNIP, TABLES, Row, rows_of
 from experiments.training import load, load_parameters, make_tasks, run_seeds
 from experiments.tune import METHODS, protocol_config
@@ -202,11 +202,7 @@ def _check_records(workdir, row, seeds, config):
     if not (folder / "result.json").is_file():
       continue
     held = defaults | json.loads((folder / "config.json").read_text())  # a field that is newer than the run had its default
-    different = [f"{field} is {held.get(field)!r} there and {wanted.get(field)!r} here"
-                 for field in sorted(held.keys() | wanted.keys()) if field not in _FREE and held.get(field) != wanted.get(field)]
-    if different:
-      raise ConfigError(f"{folder} holds a run of another configuration: {'; '.join(different)}. Give another workdir, or "
-                        "remove that run.")
+    check_same(folder, *({field: value for field, value in c.items() if field not in _FREE} for c in (held, wanted)))
 
 
 def _line(row, outcomes, seconds):

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 import metagater_jax as mg
 from experiments import placement, registry, reporting
 from experiments.config import ConfigError, check_config, check_dataset, with_fields
-from experiments.programs import Clock, Compiled, compiler_options
+from experiments.programs import Clock, Compiled, compiler_options, dispatches
 from experiments.reporting import DivergedError, Progress
 from metagater_jax.data.datasets import Dataset, load_dataset
 from metagater_jax.data.stream import TaskStore
@@ -179,7 +179,7 @@ class _Experiment:
     config, clock, several = self.config, self.clock, len(members) > 1
     states = [mg.federated_init(self.algorithm, self.network.init(init_key, self.image_shape), run_key)
               for init_key, run_key in (jax.random.split(jax.random.key(m.config.seed)) for m in members)]
-    blocks = _blocks(config.rounds, config.eval_every, self.rounds_per_dispatch)
+    blocks = dispatches(config.rounds, config.eval_every, self.rounds_per_dispatch)
     numbers = [np.stack(part) for part in zip(*((m.tasks.training, m.tasks.calibration(config.calibration_tasks),
                                                  m.tasks.target) for m in members))]
     if isinstance(members[0].data, TaskStore):
@@ -212,7 +212,8 @@ class _Experiment:
         threshold, before, after = tasks.evaluate()
         for i in range(len(members)):
           if i not in errors:
-            rows[i].append(_row(done, float(losses[i]), *jax.tree.map(lambda x, i=i: x[i], (before, after)), config.gated))
+            rows[i].append(_row(done, float(losses[i]), *jax.tree.map(lambda x, i=i: x[i], (before, after)), config.gated)
+                           | {"pruned": self._pruned(self.algorithm.deploy(tasks.server(i)))[0]})
         for i, writer in enumerate(writers):
           if i not in errors:
             writer.write(rows[i][-1])
@@ -247,15 +248,19 @@ class _Experiment:
     return float(np.median(seconds))
 
   def _pruned(self, params):
-    """The fraction of the backbone's kernels that pruning has removed."""
+    """The fraction of the backbone's kernels that pruning has removed, and how many of its parameters; None without pruning."""
+    if not self.config.prune.sparsity:
+      return None, None
     prunable = partial(registry.is_pruned, self.config.prune.granularity)
-    return mg.mask_sparsity(mg.nonzero_mask(params, granularity=self.config.prune.granularity, prunable=prunable), prunable)
+    mask = mg.nonzero_mask(params, granularity=self.config.prune.granularity, prunable=prunable)
+    return float(mg.mask_sparsity(mask, prunable)), int(sum((leaf == 0).sum() for leaf in jax.tree.leaves(mask)))
 
   def _finish(self, member, params, threshold, before, after, rows, times, quiet):
     config, workdir = member.config, member.workdir
     targets, partition, labels = member.tasks.target, member.tasks.partition, np.asarray(self.dataset.labels)
     target_labels = [np.unique(labels[partition.train[task]]).tolist() for task in targets]
     dense_macs, dense_parameters = mg.dense_cost(self.layers)
+    pruned, removed = self._pruned(params)
     result = {
         "name": config.name, "algorithm": config.algorithm, "gated": config.gated, "seed": config.seed,
         "rounds": config.rounds, "local_steps": config.local_steps, "target_labels": target_labels,
@@ -266,7 +271,7 @@ class _Experiment:
         "on_rate": {layer: np.round(rate, 3).tolist() for layer, rate in after.on_rate.items()},
         "macs": {"dense": dense_macs, "gated": float(after.macs.mean()) if config.gated else None},
         "parameters": {"dense": dense_parameters, "gated": float(after.parameters.mean()) if config.gated else None},
-        "pruned": float(self._pruned(params)) if config.prune.sparsity else None,
+        "pruned": pruned, "parameters_kept": dense_parameters - removed if pruned is not None else None,
         "gate_threshold": float(threshold) if config.gated else None,
         **times,
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "backend": jax.default_backend(),
@@ -354,15 +359,6 @@ def make_tasks(config: ConfigDict, dataset: Dataset) -> Tasks:
     raise ConfigError(str(error)) from error
   return Tasks(partition, *mg.split_tasks(config.tasks, config.target_tasks, config.seed, seen=config.target_tasks_seen,
                                           validation=config.validation_tasks))
-
-
-def _blocks(rounds, eval_every, per_dispatch):
-  """How many rounds each dispatch has: at most `per_dispatch`, and none goes beyond an evaluation."""
-  blocks = []
-  for start in range(0, rounds, eval_every):
-    between = min(eval_every, rounds - start)
-    blocks += [min(per_dispatch, between - done) for done in range(0, between, per_dispatch)]
-  return blocks
 
 
 def _row(round_, loss, before, after, gated):

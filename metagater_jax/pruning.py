@@ -14,10 +14,13 @@ import jax.numpy as jnp
 from metagater_jax.local import Loss
 from metagater_jax.tasks import sum_over_tasks
 
-__all__ = ["SCORES", "anp_score", "apply_mask", "connection_saliency", "is_kernel", "magnitude_score", "make_mask", "mask_sparsity",
+__all__ = ["AVERAGES", "SCORES", "anp_score", "apply_mask", "connection_saliency", "is_kernel", "magnitude_score", "make_mask", "mask_sparsity",
            "nonzero_mask", "prune_further", "random_score", "snip_score"]
 
 Params = Any
+
+# How a score on several tasks is averaged: before or after its magnitude is taken.
+AVERAGES = ("signed", "absolute")
 
 
 def magnitude_score(params: Params, loss: Loss | None = None, batch: Any = None, key: jax.Array | None = None) -> Params:
@@ -57,7 +60,8 @@ def snip_score(params: Params, loss: Loss, batch: Any, key: jax.Array | None = N
 
 
 def anp_score(params: Params, meta_loss: Callable[..., jax.Array], tasks: Any, derivative: str = "exact", *,
-              mask: Params | None = None, by_layer: bool = False, task_axis: str | int = "auto", axis_name: str | None = None) -> Params:
+              average: str = "signed", mask: Params | None = None, by_layer: bool = False, task_axis: str | int = "auto",
+              axis_name: str | None = None) -> Params:
   """Adaptation-aware importance (ANP, Gao et al. 2021): how sensitive the meta-objective is to a weight.
 
   |∂M(w ⊙ c)/∂c| at c = 1, which is |w ⊙ ∇M(w)|, of M(w) = mean over tasks of L_query(A_T(w)): a weight is important if the network
@@ -69,6 +73,8 @@ def anp_score(params: Params, meta_loss: Callable[..., jax.Array], tasks: Any, d
     tasks: a pytree with a leading task axis, such as `sample_episodes` makes.
     derivative: "exact" differentiates through the inner loop; "first_order" takes the gradient at the adapted weights, which
       needs no second derivatives.
+    average: over the tasks: "signed", the score of the mean objective M as above; "absolute", the mean of the tasks' own scores
+      |w ⊙ ∇L_query(A_T(w))|. Near a minimum of M the tasks' gradients cancel, and "signed" ranks what is left by chance.
     mask: what is pruned already. It holds in the inner loop, or weights that are gone would move in it.
     by_layer: one gradient after the other, each of one leaf only: less memory for more time, the same score.
     task_axis: see `map_tasks`.
@@ -76,26 +82,42 @@ def anp_score(params: Params, meta_loss: Callable[..., jax.Array], tasks: Any, d
 
   Returns:
     A pytree like `params`.
+
+  Raises:
+    ValueError: an unknown `average`.
   """
+  check_average(average)
   count = jax.tree.leaves(tasks)[0].shape[0]
   share = jnp.full(count, 1 / count)
 
-  def mean_gradient(loss, part):
-    gradient = sum_over_tasks(lambda task: jax.grad(loss)(part, task), tasks, share, task_axis)
-    return gradient if axis_name is None else jax.lax.pmean(gradient, axis_name)
+  def score(loss, part):
+    mean = sum_over_tasks(lambda task: task_sensitivity(part, jax.grad(loss)(part, task), average), tasks, share, task_axis)
+    return jax.tree.map(jnp.abs, mean if axis_name is None else jax.lax.pmean(mean, axis_name))
 
   if not by_layer:
-    return connection_saliency(params, mean_gradient(lambda w, task: meta_loss(w, task, mask=mask, derivative=derivative), params))
+    return score(lambda w, task: meta_loss(w, task, mask=mask, derivative=derivative), params)
   leaves, structure = jax.tree.flatten(params)
-  gradients = []
+  scores = []
   for i in range(len(leaves)):
     # Behind a barrier, or the compiler would make one program with all gradients out of it again.
-    fixed, _ = jax.lax.optimization_barrier((leaves, gradients))
+    fixed, _ = jax.lax.optimization_barrier((leaves, scores))
 
     def loss_of_leaf(leaf, task, i=i, fixed=fixed):
       return meta_loss(jax.tree.unflatten(structure, [*fixed[:i], leaf, *fixed[i + 1:]]), task, mask=mask, derivative=derivative)
-    gradients.append(mean_gradient(loss_of_leaf, fixed[i]))
-  return connection_saliency(params, jax.tree.unflatten(structure, gradients))
+    scores.append(score(loss_of_leaf, fixed[i]))
+  return jax.tree.unflatten(structure, scores)
+
+
+def task_sensitivity(params: Params, gradient: Params, average: str) -> Params:
+  """What a task adds to a mean of scores: w ⊙ ∇L, or |w ⊙ ∇L| with `average` "absolute"."""
+  sensitivity = jax.tree.map(jnp.multiply, params, gradient)
+  return sensitivity if average == "signed" else jax.tree.map(jnp.abs, sensitivity)
+
+
+def check_average(average: str) -> None:
+  """Raises a ValueError for what is not one of `AVERAGES`."""
+  if average not in AVERAGES:
+    raise ValueError(f"average must be one of {', '.join(AVERAGES)}, got {average!r}.")
 
 
 SCORES = {"magnitude": magnitude_score, "random": random_score, "snip": snip_score}
@@ -196,7 +218,7 @@ def mask_sparsity(mask: Params, prunable: Callable[[str, jax.Array], bool] = is_
 
 
 def _spare_best(scores):
-  flat = scores.ravel()
+  flat = jnp.ravel(scores)
   return flat.at[jnp.argmax(flat)].set(jnp.inf).reshape(scores.shape)
 
 

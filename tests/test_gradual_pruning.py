@@ -27,7 +27,8 @@ def few_shot():
 
 @pytest.mark.parametrize("derivative", ["exact", "first_order"])
 def test_anp_is_the_sensitivity_of_the_meta_objective_to_the_mask(derivative):
-  """Against central differences in float64 of M(w ⊙ c): tanh network, squared loss, two inner steps."""
+  """Against central differences in float64 of M(w ⊙ c), and of each task's part of it: tanh network, squared loss, two inner
+  steps."""
   rng = np.random.default_rng(3)
   shapes = {"first": (2, 4), "second": (4, 1)}
   w = {name: rng.normal(size=shape) for name, shape in shapes.items()}
@@ -46,18 +47,16 @@ def test_anp_is_the_sensitivity_of_the_meta_objective_to_the_mask(derivative):
       params = {name: params[name] - 0.1 * g for name, g in gradient(params, *support).items()}
     return params
 
-  def objective(params):
-    return np.mean([loss(adapt(params, support), *query) for support, query in tasks])
-
-  def sensitivity(name, place):
+  def sensitivities(name, place):
+    """By task, with its sign."""
     step = np.zeros(shapes[name])
     step[place] = 1e-6
-    if derivative == "first_order":  # what the mask changes before the inner steps, taken as constants, is changed after them
-      shifted = lambda sign: np.mean([loss({**(a := adapt(w, support)), name: a[name] + sign * step * w[name]}, *query)
-                                      for support, query in tasks])
-    else:
-      shifted = lambda sign: objective({**w, name: w[name] * (1 + sign * step)})
-    return abs(shifted(1) - shifted(-1)) / 2e-6
+    def shifted(sign, support, query):
+      if derivative == "first_order":  # what the mask changes before the inner steps, taken as constants, is changed after them
+        adapted = adapt(w, support)
+        return loss({**adapted, name: adapted[name] + sign * step * w[name]}, *query)
+      return loss(adapt({**w, name: w[name] * (1 + sign * step)}, support), *query)
+    return [(shifted(1, *task) - shifted(-1, *task)) / 2e-6 for task in tasks]
 
   def jax_loss(params, batch, key):
     del key
@@ -67,10 +66,12 @@ def test_anp_is_the_sensitivity_of_the_meta_objective_to_the_mask(derivative):
                          for side in zip(*tasks)))
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), w)
   learner = mg.maml(jax_loss, inner_lr=0.1, inner_steps=2)
-  for options in ({}, {"by_layer": True}, {"task_axis": "vmap"}):
+  for options in ({}, {"by_layer": True}, {"task_axis": "vmap"}, {"average": "absolute"}, {"average": "absolute", "by_layer": True}):
     score = mg.anp_score(params, learner.meta_loss, stacked, derivative, **options)
+    absolute = "average" in options
     for name, shape in shapes.items():
-      expected = [sensitivity(name, place) for place in np.ndindex(shape)]
+      expected = [np.mean(np.abs(s)) if absolute else np.abs(np.mean(s))
+                  for s in (sensitivities(name, place) for place in np.ndindex(shape))]
       np.testing.assert_allclose(score[name].ravel(), expected, rtol=2e-3, atol=1e-6)
 
 

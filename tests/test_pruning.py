@@ -86,6 +86,13 @@ def test_masks_keep_exactly_the_requested_number_of_the_highest(sparsity, scope,
   assert float(mg.mask_sparsity(mask)) == pytest.approx(sum((m == 0).sum() for m in kernels(mask)) / total, abs=1e-6)
 
 
+def test_scores_may_be_numpy_arrays():
+  score = tree_of(0, False)
+  for scope in ("global", "layer"):
+    jax.tree.map(np.testing.assert_array_equal, mg.make_mask(jax.tree.map(np.asarray, score), 0.4, scope=scope),
+                 mg.make_mask(score, 0.4, scope=scope))
+
+
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_channel_masks_remove_filters_with_their_biases(scope):
   score = tree_of(1, ties=False)

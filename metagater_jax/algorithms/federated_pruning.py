@@ -12,7 +12,7 @@ from metagater_jax.federated import Algorithm
 from metagater_jax.gradual_pruning import PruningSchedule
 from metagater_jax.local import Loss
 from metagater_jax.metalearning import maml
-from metagater_jax.pruning import apply_mask, is_kernel, nonzero_mask, prune_further
+from metagater_jax.pruning import apply_mask, check_average, is_kernel, nonzero_mask, prune_further, task_sensitivity
 
 __all__ = ["FEDERATED_SCORES", "PruningServer", "federated_pruning"]
 
@@ -30,13 +30,14 @@ class PruningServer(NamedTuple):
 
 
 def federated_pruning(make: Callable[[Loss], Algorithm], loss: Loss, schedule: PruningSchedule, *, score: str = "anp",
-                      inner_lr: float = 0.1, derivative: str = "exact", scope: str = "global", granularity: str = "weight",
+                      inner_lr: float = 0.1, derivative: str = "exact", average: str = "signed", scope: str = "global", granularity: str = "weight",
                       prunable: Callable[[str, jax.Array], bool] = is_kernel) -> Algorithm:
   """Any federated algorithm, whose meta-model is pruned while it is trained: ANP joined with MetaGater, FedAvg, …
 
   In a round in which the schedule is due, each node also sends w ⊙ ∇M_i(w), the signed sensitivity of its own meta-objective
   M_i(w) = L_i(w − α ∇L_i(w; B₁); B₂) to removing a weight, on two minibatches of its own. The server averages them and prunes
-  by the absolute value of the mean, which is the ANP score of all the nodes' tasks together. What is pruned is exactly 0 from
+  by the absolute value of the mean, which is the ANP score of all the nodes' tasks together (with `average` "absolute", nodes
+  send the magnitude: the mean of the tasks' own scores). What is pruned is exactly 0 from
   then on: in what the server sends, in the nodes' steps, in its own state and in adaptation to target tasks. No mask is sent:
   a prunable weight that is 0 is pruned.
 
@@ -48,12 +49,14 @@ def federated_pruning(make: Callable[[Loss], Algorithm], loss: Loss, schedule: P
     score: "anp"; "snip", w ⊙ ∇L_i(w; B₂) without adaptation; or "magnitude", |w|, for which the nodes send nothing more.
     inner_lr: α.
     derivative: of ANP, "exact" or "first_order".
+    average: of ANP and SNIP, "signed" or "absolute": see `anp_score`.
     scope, granularity, prunable: see `make_mask`. Leaves that something else sets to 0 (gates under a Group Lasso) must not be
       prunable.
 
   Raises:
-    ValueError: an unknown score.
+    ValueError: an unknown score, derivative or average.
   """
+  check_average(average)
   if score not in FEDERATED_SCORES:
     raise ValueError(f"federated_pruning: score must be one of {', '.join(FEDERATED_SCORES)}, got {score!r}.")
   plain = make(loss)
@@ -76,8 +79,11 @@ def federated_pruning(make: Callable[[Loss], Algorithm], loss: Loss, schedule: P
 
     def sensitivity():
       (inner, _), (outer, key) = draw(plain.draws), draw(plain.draws + 1)
-      objective = ((lambda w: meta_loss(w, Episode(inner, outer), mask_of(params))) if score == "anp" else (lambda w: loss(w, outer, key)))
-      return jax.tree.map(lambda w, g: w * g, params, jax.grad(objective)(params))
+      if score == "anp":
+        gradient = jax.grad(meta_loss)(params, Episode(inner, outer), mask_of(params))
+      else:
+        gradient = jax.grad(loss)(params, outer, key)
+      return task_sensitivity(params, gradient, average)
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     return update._replace(delta=(update.delta, jax.lax.cond(due, sensitivity, lambda: zeros)))

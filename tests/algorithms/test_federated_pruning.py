@@ -53,9 +53,9 @@ def test_what_is_pruned_stays_pruned(trained, small_population, granularity):
   assert (kernel != model["backbone"]["conv2"]["kernel"]).any()
 
 
-@pytest.mark.parametrize("gone", [None, 1])
-def test_the_servers_score_is_that_of_all_nodes_tasks(linear_problem, gone):
-  """The mean of the nodes' signed sensitivities against the ANP score by finite differences on the tasks' whole data; where a
+@pytest.mark.parametrize("gone, average", [(None, "signed"), (1, "signed"), (None, "absolute")])
+def test_the_servers_score_is_that_of_all_nodes_tasks(linear_problem, gone, average):
+  """The mean of the nodes' sensitivities against the ANP score by finite differences on the tasks' whole data; where a
   weight is pruned already, of the problem without its feature: it must not come back in the inner step."""
   population, tasks = linear_problem
   w = np.random.default_rng(0).normal(size=4)  # the last is the bias
@@ -68,13 +68,14 @@ def test_the_servers_score_is_that_of_all_nodes_tasks(linear_problem, gone):
     x = np.column_stack([x, np.ones(len(y))])
     return x.T @ (x @ w - y) / len(y)
 
-  def objective(w):
+  def objectives(w):
     adapted = [w - 0.05 * kept * gradient(w, x, y) for x, y in tasks]
-    return np.mean([0.5 * np.mean((x @ v[:3] + v[3] - y)**2) for v, (x, y) in zip(adapted, tasks)])
+    return np.array([0.5 * np.mean((x @ v[:3] + v[3] - y)**2) for v, (x, y) in zip(adapted, tasks)])
 
-  expected = [(objective(w * (1 + 1e-5 * e)) - objective(w * (1 - 1e-5 * e))) / 2e-5 for e in np.eye(4)[:3]]
+  expected = [(objectives(w * (1 + 1e-5 * e)) - objectives(w * (1 - 1e-5 * e))) / 2e-5 for e in np.eye(4)[:3]]
+  expected = np.mean(expected if average == "signed" else np.abs(expected), axis=1)
   algorithm = mg.federated_pruning(partial(mg.fedavg, local_lr=0.1), linear_loss, mg.sparsity_schedule("one_shot", 0.4),
-                                   inner_lr=0.05, prunable=lambda path, leaf: path == "w")
+                                   inner_lr=0.05, average=average, prunable=lambda path, leaf: path == "w")
   params = {"w": jnp.asarray(w[:3], jnp.float32), "b": jnp.float32(w[3])}
   plan = mg.plan_rounds(jax.random.key(0), jnp.array(0), population.train_count, jnp.arange(5), rounds=1, cohort=5,
                         batch_size=longest, draws=algorithm.draws)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fewshot_problem import small, small_splits
 
-from experiments import anp_tables
+from experiments import anp_tables, summarize
 from experiments.config import ConfigError
 
 FIELDS = {name: value for name, value in small().items() if name not in (
@@ -40,6 +40,16 @@ def test_levels_and_differences(recorded):
   assert "Conv-4, 5-way 1-shot" in text and "| magnitude |" in text and (workdir / "anp.png").stat().st_size
 
 
+def test_the_report_is_recorded_for_readme(recorded, tmp_path):
+  workdir, _, _, _ = recorded
+  summarize.record_anp(workdir, tmp_path)
+  assert {path.name for path in (tmp_path / "anp").iterdir()} == {"anp.json", "anp.md", "anp.png"}
+  text = summarize.write_readme("<!-- table: anp -->\n<!-- end -->\n", tmp_path)
+  assert (workdir / "anp.md").read_text().strip() in text
+  with pytest.raises(SystemExit, match="no anp.json"):
+    summarize.record_anp(tmp_path, tmp_path)
+
+
 def test_what_is_recorded_is_not_run_again(recorded):
   workdir, report, lines, run = recorded
   assert len(lines) == 6  # two base models, two scores each
@@ -49,8 +59,17 @@ def test_what_is_recorded_is_not_run_again(recorded):
   assert again == report  # the same course from the same base
 
 
+def test_records_of_another_configuration_are_not_mixed_in(recorded):
+  workdir, _, lines, _ = recorded
+  before = len(lines)
+  with pytest.raises(ConfigError, match="seed-1-base.json holds a run of another configuration: inner_lr is 0.1 there and 0.2 here"):
+    anp_tables.reproduce(workdir, cases=("conv4-1",), seeds=(1,), scores=("none",), steps=20, level_steps=5,
+                         splits=small_splits(), fields=FIELDS | {"inner_lr": 0.2}, log=lines.append)
+  assert len(lines) == before
+
+
 def test_bad_input(tmp_path):
   for options, message in (({"cases": ("conv5-1",)}, "unknown case 'conv5-1'. Did you mean 'conv4-1'"),
-                           ({"scores": ("npa",)}, "unknown score 'npa'"), ({"seeds": ()}, "at least one seed")):
+                           ({"scores": ("npa",)}, "unknown score 'npa'"), ({"seeds": ()}, "at least one seed"), ({"steps": 4}, "conv4-1: 4 steps of meta-training and 0 at each")):
     with pytest.raises(ConfigError, match=message):
       anp_tables.reproduce(tmp_path, **options)

@@ -109,13 +109,18 @@ def test_the_knob_on_a_finished_run(two_runs):
 
 def test_pruning_in_the_rounds(tmp_path):
   config = digits.get_config()
-  config.update(rounds=6, eval_every=6, widths=(4, 6, 8), algorithm="fedavg")
+  config.update(rounds=6, eval_every=3, widths=(4, 6, 8), algorithm="fedavg")
   config.prune.update(score="anp", sparsity=0.8, every=1)
   result = training.run(config, tmp_path / "run", quiet=True)
   assert result["pruned"] == pytest.approx(0.8, abs=0.005)
   params, _ = training.load_parameters(tmp_path / "run" / "meta_model.npz")
-  kernels = [leaf for leaf in jax.tree.leaves(params["backbone"]) if leaf.ndim > 1]
-  assert sum((kernel == 0).sum() for kernel in kernels) == pytest.approx(0.8 * sum(kernel.size for kernel in kernels), rel=0.01)
+  leaves = jax.tree.leaves(params["backbone"])
+  kernels = [leaf for leaf in leaves if leaf.ndim > 1]
+  zeros = sum((kernel == 0).sum() for kernel in kernels)
+  assert zeros == pytest.approx(0.8 * sum(kernel.size for kernel in kernels), rel=0.01)
+  assert result["parameters_kept"] == sum(leaf.size for leaf in leaves) - zeros
+  rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert rows[0]["pruned"] < rows[1]["pruned"] == result["pruned"]
   assert result["accuracy"]["mean"] > result["accuracy_before_adaptation"]["mean"]
 
 
