@@ -5,5 +5,5 @@ from experiments.fewshot_config import base_config
 
 def get_config():
   config = base_config()
-  config.train_queries = 5  # a third of the queries in two thirds of the time, for more episodes
+  config.augment = True  # 300 samples per class: without, validation accuracy stops rising after 5,000 steps
   return config

@@ -116,8 +116,9 @@ class FewShot:
     loss = mg.classification_loss(self.network)
     self.learner = make_learner(config, loss)
     self.score = make_score(config, self.learner, loss)
-    self.sample, tested = (partial(_sample, ways=config.ways, shots=config.shots, queries=queries)
-                           for queries in (config.train_queries, config.queries))
+    numbers = {"ways": config.ways, "shots": config.shots}
+    self.sample = partial(_sample, augmented=config.augment, queries=config.train_queries, **numbers)
+    tested = partial(_sample, augmented=False, queries=config.queries, **numbers)
     self._tester = make_learner(config, loss, config.test_inner_steps)
     self._options = {"compiler_options": compiler_options(convolutions=True)}
     evaluate = partial(mg.evaluate_episodes, self._tester, lambda params, images: self.network.apply(params, images)[0],
@@ -219,8 +220,12 @@ class FewShot:
     return self._trained * self.episodes(self.config.episodes) / max(self.clock.seconds["train"], 1e-9)
 
 
-def _sample(key, pool, **numbers):
-  return mg.sample_episode(key, pool, **numbers)
+def _sample(key, pool, augmented, **numbers):
+  if not augmented:
+    return mg.sample_episode(key, pool, **numbers)
+  episode_key, *keys = jax.random.split(key, 3)
+  episode = mg.sample_episode(episode_key, pool, **numbers)
+  return mg.Episode(*(part._replace(images=mg.augment_images(k, part.images)) for k, part in zip(keys, episode)))
 
 
 def make_score(config: ConfigDict, learner: mg.MetaLearner, loss: mg.Loss):

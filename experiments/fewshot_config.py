@@ -28,6 +28,7 @@ def base_config() -> ConfigDict:
   config.shots = 1
   config.queries = 15  # per way
   config.train_queries = placeholder(int)  # per way in meta-training; None: as many
+  config.augment = False  # mirror and move the images of training episodes at random
   # Network
   config.model = "conv4"  # or "resnet12"
   config.widths = ()  # of the four blocks; empty: the model's own

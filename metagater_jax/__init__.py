@@ -20,7 +20,7 @@ from metagater_jax.algorithms.pfedme import pfedme
 from metagater_jax.algorithms.reptile import reptile
 from metagater_jax.convolution import average_pool, conv_as_matmul, max_pool
 from metagater_jax.data.episodes import (
-    ClassPool, Episode, check_episodes, make_class_pool, sample_episode, sample_episodes, with_rotations)
+    ClassPool, Episode, augment_images, check_episodes, make_class_pool, sample_episode, sample_episodes, with_rotations)
 from metagater_jax.data.partition import (
     Partition, draw_sizes, partition_by_dirichlet, partition_by_label, split_tasks)
 from metagater_jax.data.population import (

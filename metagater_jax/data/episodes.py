@@ -13,7 +13,7 @@ import numpy as np
 
 from metagater_jax.data.population import Batch, sample_positions, to_float
 
-__all__ = ["ClassPool", "Episode", "check_episodes", "make_class_pool", "sample_episode", "sample_episodes", "with_rotations"]
+__all__ = ["ClassPool", "Episode", "augment_images", "check_episodes", "make_class_pool", "sample_episode", "sample_episodes", "with_rotations"]
 
 
 class Episode(NamedTuple):
@@ -123,3 +123,35 @@ def sample_episodes(key: jax.Array, pool: ClassPool, episodes: int, *, ways: int
   """So many independent episodes, with a leading axis."""
   return jax.vmap(lambda key: sample_episode(key, pool, ways=ways, shots=shots, queries=queries))(
       jax.random.split(key, episodes))
+
+
+def augment_images(key: jax.Array, images: jax.Array, *, flip: bool = True, shift: int = 4) -> jax.Array:
+  """Each image on its own mirrored or not, and moved by up to `shift` pixels in both directions; what comes in repeats its border.
+
+  For training episodes where a class has few samples. As a `sample` of `run_meta_steps`:
+
+      def sample(key, pool):
+        episode_key, *keys = jax.random.split(key, 3)
+        episode = mg.sample_episode(episode_key, pool, ways=5, shots=1, queries=15)
+        return mg.Episode(*(part._replace(images=mg.augment_images(k, part.images)) for k, part in zip(keys, episode)))
+
+  Args:
+    images: (batch, height, width, channels).
+    flip: left to right, with probability one half.
+    shift: the largest, in pixels; 0: none.
+
+  Raises:
+    ValueError: images of other shapes, or a shift that is not in [0, the images' size).
+  """
+  if images.ndim != 4 or not 0 <= shift < min(images.shape[1:3]):
+    raise ValueError(f"augment_images wants (batch, height, width, channels) and a shift in [0, their size), got {images.shape} and "
+                     f"{shift}.")
+  flip_key, shift_key = jax.random.split(key)
+  if flip:
+    mirrored = jax.random.bernoulli(flip_key, shape=images.shape[:1])
+    images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+  if shift:
+    moved = jax.random.randint(shift_key, (2, images.shape[0], 1), -shift, shift + 1)
+    rows, columns = (jnp.clip(jnp.arange(size) + offset, 0, size - 1) for size, offset in zip(images.shape[1:3], moved))
+    images = jax.vmap(lambda image, rows, columns: image[rows][:, columns])(images, rows, columns)
+  return images

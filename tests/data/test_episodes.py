@@ -74,6 +74,21 @@ def test_rotations_are_classes_of_their_own():
     mg.with_rotations(np.zeros((1, 3, 4, 1)), np.zeros(1, int))
 
 
+def test_augmented_images_are_mirrored_and_moved_ones():
+  """Each is a crop of the padded image or its mirror image, and all of these come."""
+  image = np.arange(12.0, dtype=np.float32).reshape(4, 3, 1)
+  crops = {}
+  for mirrored in (False, True):
+    padded = np.pad(image[:, ::-1] if mirrored else image, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    crops |= {(mirrored, i, j): padded[i:i + 4, j:j + 3].tobytes() for i in range(3) for j in range(3)}
+  found = {np.asarray(out).tobytes() for out in mg.augment_images(jax.random.key(0), np.stack([image] * 400), shift=1)}
+  assert found == set(crops.values())
+  out = mg.augment_images(jax.random.key(0), image[None], flip=False, shift=0)
+  np.testing.assert_array_equal(out, image[None])
+  with pytest.raises(ValueError, match=r"shift in \[0, their size\), got \(1, 4, 3, 1\) and 3"):
+    mg.augment_images(jax.random.key(0), image[None], shift=3)
+
+
 @pytest.mark.parametrize("numbers, message", [
     ({"ways": 10, "shots": 1, "queries": 1}, "10 ways are more than the 9 classes"),
     ({"ways": 2, "shots": 3, "queries": 4}, "need 7 samples of each class, but a class has 6"),
