@@ -28,10 +28,13 @@ from experiments.training import load_parameters, save_parameters
 __all__ = ["CASES", "LEVELS", "SCORES", "Case", "make_report", "markdown", "reproduce", "run_case", "write_report"]
 
 LEVELS = (0.5, 0.7, 0.85, 0.95)
+# Sparsities at which a trained network is pruned at once, without training after it.
+AT_ONCE = (0.3, 0.5, 0.7)
 # Name in the tables to fields of `prune`.
 SCORES = {"none": {}, "anp": {"score": "anp"}, "anp_absolute": {"score": "anp", "average": "absolute"},
           "anp_first_order": {"score": "anp", "derivative": "first_order"},
-          "anp_layer": {"score": "anp", "scope": "layer"}, "snip": {"score": "snip"}, "magnitude": {"score": "magnitude"},
+          "anp_layer": {"score": "anp", "scope": "layer"}, "snip": {"score": "snip"},
+          "snip_absolute": {"score": "snip", "average": "absolute"}, "magnitude": {"score": "magnitude"},
           "random": {"score": "random"}}
 
 
@@ -113,26 +116,29 @@ def reproduce(workdir: str | Path, *, cases: Sequence[str] = tuple(CASES), seeds
 def run_case(folder: Path, case: Case, seed: int, scores: Sequence[str], splits: Splits, log=print) -> None:
   """The base model of a seed, and each score's course from it, as far as they are not recorded."""
   folder.mkdir(parents=True, exist_ok=True)
-  base = folder / f"seed-{seed}-base.npz"
+  base, base_record = folder / f"seed-{seed}-base.npz", _record(folder, seed, "base")
   config = _config(case, seed, "base")
-  if not base.is_file():
+  if not (base.is_file() and base_record.is_file()):
     start = time.perf_counter()
     experiment = FewShot(config, splits)
     state = experiment.train(experiment.init(), case.steps)
-    before, after = experiment.evaluate(state, "test", config.test_episodes)
-    reporting.write_json(_record(folder, seed, "base"), {
-        "config": _settings(config, case), "steps": case.steps, "accuracy": after.tolist(), "before": before.tolist(), "seconds": time.perf_counter() - start,
-        "compile_seconds": experiment.clock.seconds["compile"], "episodes_per_second": experiment.episodes_per_second(),
-        "agreement": _agreement(experiment, state)})
     save_parameters(folder / "partial.npz", state.params)
     (folder / "partial.npz").replace(base)
-    log(f"{case.title}, seed {seed}: {100 * after.mean():.2f} % after {case.steps} steps, "
-        f"{time.perf_counter() - start:.0f} s")
+    reporting.write_json(base_record, {
+        "config": _settings(config, case), "steps": case.steps, "seconds": time.perf_counter() - start,
+        "compile_seconds": experiment.clock.seconds["compile"], "episodes_per_second": experiment.episodes_per_second()})
+  record = json.loads(base_record.read_text())
+  if "accuracy" not in record:
+    experiment = FewShot(config, splits)
+    state = _with_parameters(experiment.init(), base)
+    before, after = experiment.evaluate(state, "test", config.test_episodes)
+    reporting.write_json(base_record, record | {"accuracy": after.tolist(), "before": before.tolist(),
+                                                "agreement": _agreement(experiment, state)})
+    log(f"{case.title}, seed {seed}: {100 * after.mean():.2f} % after {case.steps} steps, {record['seconds']:.0f} s")
   for name in scores:
     path = _record(folder, seed, name)
     if not path.is_file():
-      params, _ = load_parameters(base)
-      record = _course(_config(case, seed, name), case, params, splits, pruned=name != "none")
+      record = _course(_config(case, seed, name), case, base, splits, pruned=name != "none")
       reporting.write_json(path, record)
       log(f"{case.title}, seed {seed}, {name}: " + ", ".join(
           f"{100 * np.mean(level['accuracy']):.2f} % at {level['sparsity']:.2f}" for level in record["levels"])
@@ -160,54 +166,71 @@ def _settings(config, case):
   return json.loads(json.dumps(fields | {"base_steps": case.steps, "levels": LEVELS}))
 
 
-def _course(config, case, params, splits, pruned):
-  """Meta-training through all levels from given parameters: accuracies on test episodes at the end of each."""
+def _with_parameters(state, path):
+  """A state with the parameters of a file."""
+  return state._replace(params=load_parameters(path)[0])
+
+
+def _course(config, case, base, splits, pruned):
+  """Meta-training through all levels from saved parameters: accuracies on test episodes at the end of each."""
   start = time.perf_counter()
   experiment = FewShot(config, splits)
   restarts = optax.join_schedules([optax.cosine_decay_schedule(config.outer_lr, case.level_steps) for _ in LEVELS],
                                   [case.level_steps * i for i in range(1, len(LEVELS))])
   optimizer = optax.adam(restarts)
   if pruned:
-    optimizer = mg.gradual_pruning(optimizer, mg.staged_schedule(LEVELS, case.level_steps, every=max(1, case.level_steps // 10)),
-                                   scope=config.prune.scope, granularity=config.prune.granularity)
-  state = experiment.init(optimizer)
-  params = jax.tree.map(lambda new, like: np.asarray(new, like.dtype), {**params}, state.params)
-  state = state._replace(params=params, key=jax.random.fold_in(state.key, 1))  # other episodes than the base model's
+    schedule = mg.staged_schedule(LEVELS, case.level_steps, every=max(1, case.level_steps // 10))
+    optimizer = mg.gradual_pruning(optimizer, schedule, scope=config.prune.scope, granularity=config.prune.granularity,
+                                   prunable=experiment.prunable)
+  state = _with_parameters(experiment.init(optimizer), base)
+  state = state._replace(key=jax.random.fold_in(state.key, 1))  # other episodes than the base model's
   levels = []
 
   def evaluated(state, loss):
     before, after = experiment.evaluate(state, "test", config.test_episodes)
-    levels.append({"sparsity": experiment.sparsity(state), "by_layer": experiment.sparsity_by_layer(state), "train_loss": loss,
-                   "accuracy": after.tolist()})
+    levels.append({"sparsity": experiment.sparsity(state), "by_layer": experiment.sparsity_by_layer(state),
+                   "train_loss": loss, "accuracy": after.tolist()})
 
   experiment.train(state, config.steps, evaluated, optimizer=optimizer)
-  return {"config": _settings(config, case), "levels": levels, "level_steps": case.level_steps, "seconds": time.perf_counter() - start}
+  return {"config": _settings(config, case), "levels": levels, "level_steps": case.level_steps,
+          "seconds": time.perf_counter() - start}
 
 
 def _agreement(experiment, state):
   """How the scores rank the weights of a trained network, against the exact ANP score: Spearman's correlation, and the share of
-  the 15 % that its mask keeps which the other's keeps too; with what each costs."""
+  the 15 % that its mask keeps which the other's keeps too. With what each costs, and the accuracy on validation episodes after
+  pruning at once, without any training after it."""
   config = experiment.config
   episodes = jax.vmap(lambda key: experiment.sample(key, experiment.splits["train"]))(
       jax.random.split(jax.random.key(7), config.prune.episodes))
   params, loss = jax.device_get(state.params), mg.classification_loss(experiment.network)
   found, scores = {}, {}
-  for name in ("anp", "anp_absolute", "anp_layer", "anp_first_order", "snip", "magnitude"):
+  names = [name for name in SCORES if name != "none"]
+  for name in names:
     fields = config.copy_and_resolve_references()
     fields.prune.update(SCORES[name])
     score = make_score(fields, experiment.learner, loss) or (lambda params, *_: mg.magnitude_score(params))
-    ready = jax.jit(lambda params, episodes, score=score: score(params, episodes, None, None, None)).lower(params, episodes).compile(
-        compiler_options=compiler_options(convolutions=True))
+    jitted = jax.jit(lambda params, episodes, score=score: score(params, episodes, jax.random.key(0), None, None))
+    ready = jitted.lower(params, episodes).compile(compiler_options=compiler_options(convolutions=True))
     jax.block_until_ready(ready(params, episodes))
     start = time.perf_counter()
     scores[name] = jax.device_get(ready(params, episodes))
     found[name] = {"seconds": time.perf_counter() - start, "temporary_mb": ready.memory_analysis().temp_size_in_bytes / 2**20}
-  kernels = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree) if np.ndim(leaf) > 1])
-  flat = {name: kernels(score) for name, score in scores.items()}
-  kept = {name: kernels(mg.make_mask(score, 0.85, scope=SCORES[name].get("scope", "global"))) > 0 for name, score in scores.items()}
-  for name in found:
+  prunable = experiment.prunable
+  weights = lambda tree: np.concatenate([np.ravel(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+                                         if prunable(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)])
+  flat = {name: weights(score) for name, score in scores.items()}
+  mask_of = lambda name, sparsity: mg.make_mask(scores[name], sparsity, scope=SCORES[name].get("scope", "global"), prunable=prunable)
+  kept = {name: weights(mask_of(name, 0.85)) > 0 for name in names}
+
+  def accuracy(mask):
+    pruned = state._replace(params=mg.apply_mask(params, mask), optimizer=mg.GradualPruningState(0, mask, ()))
+    return float(experiment.evaluate(pruned, "validation", config.validation_episodes)[1].mean())
+
+  for name in names:
     found[name] |= {"spearman": float(stats.spearmanr(flat["anp"], flat[name]).statistic),
-                    "kept_in_common": float((kept["anp"] & kept[name]).sum() / kept["anp"].sum())}
+                    "kept_in_common": float((kept["anp"] & kept[name]).sum() / kept["anp"].sum()),
+                    "at_once": [accuracy(mask_of(name, sparsity)) for sparsity in AT_ONCE]}
   return found
 
 
@@ -217,6 +240,7 @@ def make_report(workdir: Path) -> dict[str, Any]:
   for name, case in CASES.items():
     bases = {int(path.stem.split("-")[1]): json.loads(path.read_text())
              for path in sorted((workdir / name).glob("seed-*-base.json"))}
+    bases = {seed: record for seed, record in bases.items() if "accuracy" in record}
     if not bases:
       continue
     first = next(iter(bases.values()))
@@ -225,7 +249,7 @@ def make_report(workdir: Path) -> dict[str, Any]:
              "episodes_per_second": float(np.median([b["episodes_per_second"] for b in bases.values()])),
              "compile_seconds": float(np.median([b["compile_seconds"] for b in bases.values()])),
              "seconds": [b["seconds"] for b in bases.values()],
-             "agreement": {score: {key: float(np.mean([b["agreement"][score][key] for b in bases.values()]))
+             "agreement": {score: {key: np.mean([b["agreement"][score][key] for b in bases.values()], axis=0).tolist()
                                    for key in values} for score, values in first["agreement"].items()}, "scores": {}}
     runs = {score: {int(path.stem.split("-")[1]): json.loads(path.read_text())
                     for path in sorted((workdir / name).glob(f"seed-*-{score}.json"))} for score in SCORES}
@@ -256,7 +280,8 @@ def _mean(by_seed):
 
 
 _NAMES = {"none": "not pruned", "anp": "ANP (exact)", "anp_absolute": "ANP (exact, absolute)", "anp_first_order": "ANP (first-order)", "anp_layer": "ANP (exact, layer-wise)",
-          "snip": "SNIP / Taylor on the ordinary loss", "magnitude": "magnitude", "random": "random"}
+          "snip": "SNIP / Taylor on the ordinary loss", "snip_absolute": "SNIP (absolute)", "magnitude": "magnitude",
+          "random": "random"}
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -280,11 +305,14 @@ def markdown(report: dict[str, Any]) -> str:
           parts = [case["scores"][score][i].get(f"minus_{other}") for other in ("none", "magnitude", "snip")]
           lines.append(f"| {_NAMES[score]} | {100 * report['levels'][i]:.0f} % | " + " | ".join(
               f"{100 * part['mean']:+.1f} ± {100 * part['ci95']:.1f}" if part else "" for part in parts) + " |")
-    lines += ["", "| score of the trained network | rank correlation with ANP (exact) | kept in common at 85 % | seconds | MB |",
-              "|---|---|---|---|---|"]
+    lines += ["", "The scores of the network before pruning; accuracy is on validation episodes after pruning at once, without any "
+              "training:", "", "| score | rank correlation with ANP (exact) | kept in common at 85 % | seconds | MB | "
+              + " | ".join(f"{100 * sparsity:.0f} % at once" for sparsity in AT_ONCE) + " |",
+              "|---|---|---|---|---|" + "---|" * len(AT_ONCE)]
     for score, values in case["agreement"].items():
       lines.append(f"| {_NAMES[score]} | {values['spearman']:.2f} | {100 * values['kept_in_common']:.0f} % | "
-                   f"{values['seconds']:.2f} | {values['temporary_mb']:.0f} |")
+                   f"{values['seconds']:.2f} | {values['temporary_mb']:.0f} | "
+                   + " | ".join(f"{100 * accuracy:.1f}" for accuracy in values["at_once"]) + " |")
     lines.append("")
   return "\n".join(lines)
 

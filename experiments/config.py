@@ -112,6 +112,7 @@ def pruning_fields() -> ConfigDict:
   prune.end = 0.75
   prune.every = 100  # rounds or steps
   prune.scope = "global"  # or "layer"
+  prune.head = True  # the last layer too
   prune.granularity = "weight"  # or "channel"
   prune.episodes = 64  # that a score is computed on
   return prune

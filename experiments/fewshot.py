@@ -116,13 +116,17 @@ class FewShot:
     loss = mg.classification_loss(self.network)
     self.learner = make_learner(config, loss)
     self.score = make_score(config, self.learner, loss)
+    self.prunable = partial(registry.is_pruned, config.prune)
     numbers = {"ways": config.ways, "shots": config.shots}
     self.sample = partial(_sample, augmented=config.augment, queries=config.train_queries, **numbers)
     tested = partial(_sample, augmented=False, queries=config.queries, **numbers)
     self._tester = make_learner(config, loss, config.test_inner_steps)
     self._options = {"compiler_options": compiler_options(convolutions=True)}
-    evaluate = partial(mg.evaluate_episodes, self._tester, lambda params, images: self.network.apply(params, images)[0],
-                       tested, task_axis=config.task_axis, mesh=self.mesh)
+    logits = lambda params, images: self.network.apply(params, images)[0]
+
+    def evaluate(params, key, pool, mask, episodes):
+      return mg.evaluate_episodes(self._tester, logits, tested, params, key, pool, episodes=episodes, mask=mask,
+                                  task_axis=config.task_axis, mesh=self.mesh)
     self._evaluate = Compiled(self.clock, "evaluate", evaluate, **self._options)
     self._trained = 0
 
@@ -136,7 +140,7 @@ class FewShot:
     if schedule is None:
       return optimizer
     return mg.gradual_pruning(optimizer, schedule, scope=prune.scope, granularity=prune.granularity,
-                              prunable=partial(registry.is_pruned, prune.granularity))
+                              prunable=self.prunable)
 
   def init(self, optimizer: optax.GradientTransformation | None = None) -> mg.MetaState:
     """The state before training."""
@@ -161,9 +165,7 @@ class FewShot:
         score=self.score if scored else None, score_episodes=self.episodes(config.prune.episodes) if scored else 0,
         task_axis=config.task_axis, mesh=self.mesh), donate_argnums=0, **self._options)
     if self.mesh is not None:
-      state = jax.device_put(jax.device_get(state._replace(key=jax.random.key_data(state.key))),
-                             jax.NamedSharding(self.mesh, jax.P()))
-      state = state._replace(key=jax.random.wrap_key_data(state.key))
+      state = jax.device_put(state, jax.NamedSharding(self.mesh, jax.P()))
     done, losses = 0, []
     for count in dispatches(steps, config.eval_every, config.steps_per_dispatch):
       state, metrics = step(state, self.splits["train"], steps=count)
@@ -185,8 +187,8 @@ class FewShot:
     the same ways, shots and queries."""
     pruning = mg.find_pruning(state.optimizer)
     key = jax.random.fold_in(jax.random.key(2**20), ("train", "validation", "test").index(split))
-    before, after = self._evaluate(state.params, key, self.splits[split], episodes=self.episodes(episodes),
-                                   mask=None if pruning is None else pruning.mask)
+    mask = None if pruning is None else pruning.mask
+    before, after = self._evaluate(state.params, key, self.splits[split], mask, episodes=self.episodes(episodes))
     return np.asarray(before)[:episodes], np.asarray(after)[:episodes]
 
   def episodes(self, count: int) -> int:
@@ -194,9 +196,9 @@ class FewShot:
     return count + (-count % (1 if self.mesh is None else self.mesh.size))
 
   def sparsity(self, state: mg.MetaState) -> float:
-    """The fraction of weights that are pruned."""
+    """The fraction of the weights that may be pruned which are."""
     pruning = mg.find_pruning(state.optimizer)
-    return 0.0 if pruning is None else float(mg.mask_sparsity(pruning.mask))
+    return 0.0 if pruning is None else float(mg.mask_sparsity(pruning.mask, self.prunable))
 
   def sparsity_by_layer(self, state: mg.MetaState) -> dict[str, float]:
     """The same for each kernel."""

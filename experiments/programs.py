@@ -59,7 +59,7 @@ class Compiled:
   def compile(self, *arguments, **static):
     """Compiles for these arguments, if that is not done yet; the program."""
     shapes = jax.tree.map(lambda x: (np.shape(x), jax.dtypes.result_type(x) if np.isscalar(x) else x.dtype), arguments)
-    key = str((sorted(static.items()), shapes))
+    key = tuple(sorted(static.items())), str(shapes)  # an array among the static arguments has no hash: it must be passed by place
     if key not in self._programs:
       with self._clock("compile"):
         jitted = jax.jit(partial(self._function, **static), **self._options)

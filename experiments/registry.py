@@ -86,14 +86,15 @@ def make_algorithm(config: ConfigDict, network: mg.GatedNetwork) -> mg.Algorithm
   schedule = mg.sparsity_schedule(prune.schedule, prune.sparsity, begin=int(prune.begin * config.rounds),
                                   end=max(int(prune.end * config.rounds), int(prune.begin * config.rounds) + 1), every=prune.every)
   return mg.federated_pruning(make, loss, schedule, score=prune.score, inner_lr=config.adapt_lr, derivative=prune.derivative,
-                              average=prune.average, scope=prune.scope, granularity=prune.granularity, prunable=partial(is_pruned, prune.granularity))
+                              average=prune.average, scope=prune.scope, granularity=prune.granularity, prunable=partial(is_pruned, prune))
 
 
-def is_pruned(granularity: str, path: str, leaf: jax.Array) -> bool:
-  """What pruning may remove of a network: the backbone's kernels; by channel not those of the last layer, which are the classes.
-  Gates are no part of it: their own penalty prunes them."""
+def is_pruned(prune: ConfigDict, path: str, leaf: jax.Array) -> bool:
+  """What pruning may remove of a network: the backbone's kernels, the last layer's only with `prune.head` and not by channel, as
+  its channels are the classes. Gates are no part of it: their own penalty prunes them."""
   parts = path.split("/")
-  return "gate" not in parts and mg.is_kernel(path, leaf) and (granularity == "weight" or "output" not in parts)
+  head = prune.head and prune.granularity == "weight"
+  return "gate" not in parts and mg.is_kernel(path, leaf) and (head or "output" not in parts)
 
 
 def snip_candidates(config: ConfigDict, granularity: str):

@@ -251,7 +251,7 @@ class _Experiment:
     """The fraction of the backbone's kernels that pruning has removed, and how many of its parameters; None without pruning."""
     if not self.config.prune.sparsity:
       return None, None
-    prunable = partial(registry.is_pruned, self.config.prune.granularity)
+    prunable = partial(registry.is_pruned, self.config.prune)
     mask = mg.nonzero_mask(params, granularity=self.config.prune.granularity, prunable=prunable)
     return float(mg.mask_sparsity(mask, prunable)), int(sum((leaf == 0).sum() for leaf in jax.tree.leaves(mask)))
 
