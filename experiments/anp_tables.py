@@ -31,9 +31,9 @@ LEVELS = (0.5, 0.7, 0.85, 0.95)
 # Sparsities at which a trained network is pruned at once, without training after it.
 AT_ONCE = (0.3, 0.5, 0.7)
 # Name in the tables to fields of `prune`.
-SCORES = {"none": {}, "anp": {"score": "anp"}, "anp_absolute": {"score": "anp", "average": "absolute"},
-          "anp_first_order": {"score": "anp", "derivative": "first_order"},
-          "anp_layer": {"score": "anp", "scope": "layer"}, "snip": {"score": "snip"},
+SCORES = {"none": {}, "anp": {"score": "anp", "average": "signed"}, "anp_absolute": {"score": "anp", "average": "absolute"},
+          "anp_first_order": {"score": "anp", "average": "absolute", "derivative": "first_order"},
+          "anp_layer": {"score": "anp", "average": "absolute", "scope": "layer"}, "snip": {"score": "snip", "average": "signed"},
           "snip_absolute": {"score": "snip", "average": "absolute"}, "magnitude": {"score": "magnitude"},
           "random": {"score": "random"}}
 
@@ -197,7 +197,7 @@ def _course(config, case, base, splits, pruned):
 
 
 def _agreement(experiment, state):
-  """How the scores rank the weights of a trained network, against the exact ANP score: Spearman's correlation, and the share of
+  """How the scores rank the weights of a trained network, against the exact signed ANP score: Spearman's correlation, and the share of
   the 15 % that its mask keeps which the other's keeps too. With what each costs, and the accuracy on validation episodes after
   pruning at once, without any training after it."""
   config = experiment.config
@@ -259,7 +259,7 @@ def make_report(workdir: Path) -> dict[str, Any]:
         own = {seed: record["levels"][i] for seed, record in records.items()}
         level = {"sparsity": float(np.mean([x["sparsity"] for x in own.values()])), "seeds": sorted(own),
                  "accuracy": _mean([x["accuracy"] for x in own.values()])}
-        for other in ("none", "magnitude", "snip"):
+        for other in _COMPARED:
           both = sorted(set(own) & set(runs[other]))
           if other != score and both:
             level[f"minus_{other}"] = _mean([np.subtract(own[seed]["accuracy"], runs[other][seed]["levels"][i]["accuracy"])
@@ -272,6 +272,10 @@ def make_report(workdir: Path) -> dict[str, Any]:
   return report
 
 
+# What the ANP scores are compared with, episode by episode.
+_COMPARED = ("none", "magnitude", "snip", "snip_absolute")
+
+
 def _mean(by_seed):
   """Mean, and half the 95 % interval over the episodes of all seeds; and the means of the seeds."""
   values = np.concatenate(by_seed)
@@ -279,9 +283,9 @@ def _mean(by_seed):
           "by_seed": [float(np.mean(seed)) for seed in by_seed]}
 
 
-_NAMES = {"none": "not pruned", "anp": "ANP (exact)", "anp_absolute": "ANP (exact, absolute)", "anp_first_order": "ANP (first-order)", "anp_layer": "ANP (exact, layer-wise)",
-          "snip": "SNIP / Taylor on the ordinary loss", "snip_absolute": "SNIP (absolute)", "magnitude": "magnitude",
-          "random": "random"}
+_NAMES = {"none": "not pruned", "anp": "ANP (exact, signed)", "anp_absolute": "ANP (exact)", "anp_first_order": "ANP (first-order)",
+          "anp_layer": "ANP (exact, layer-wise)", "snip": "SNIP / Taylor on the ordinary loss, signed",
+          "snip_absolute": "SNIP / Taylor on the ordinary loss", "magnitude": "magnitude", "random": "random"}
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -299,14 +303,15 @@ def markdown(report: dict[str, Any]) -> str:
     ours = [score for score in case["scores"] if score.startswith("anp")]
     if ours:
       lines += ["", "Differences on the same episodes, in points ± 95 % interval:", "",
-                "| score | sparsity | minus not pruned | minus magnitude | minus SNIP |", "|---|---|---|---|---|"]
+                "| score | sparsity | " + " | ".join(f"minus {_NAMES[other]}" for other in _COMPARED) + " |",
+                "|---|---|" + "---|" * len(_COMPARED)]
       for score in ours:
         for i in (i for i, level in enumerate(report["levels"]) if level >= 0.85):
-          parts = [case["scores"][score][i].get(f"minus_{other}") for other in ("none", "magnitude", "snip")]
+          parts = [case["scores"][score][i].get(f"minus_{other}") for other in _COMPARED]
           lines.append(f"| {_NAMES[score]} | {100 * report['levels'][i]:.0f} % | " + " | ".join(
               f"{100 * part['mean']:+.1f} ± {100 * part['ci95']:.1f}" if part else "" for part in parts) + " |")
     lines += ["", "The scores of the network before pruning; accuracy is on validation episodes after pruning at once, without any "
-              "training:", "", "| score | rank correlation with ANP (exact) | kept in common at 85 % | seconds | MB | "
+              "training:", "", "| score | rank correlation with ANP (exact, signed) | kept in common at 85 % | seconds | MB | "
               + " | ".join(f"{100 * sparsity:.0f} % at once" for sparsity in AT_ONCE) + " |",
               "|---|---|---|---|---|" + "---|" * len(AT_ONCE)]
     for score, values in case["agreement"].items():

@@ -105,7 +105,7 @@ def pruning_fields() -> ConfigDict:
   prune = ConfigDict(type_safe=True)
   prune.score = "none"  # or "anp", "snip" (the ordinary loss), "magnitude", and in few-shot experiments "random"
   prune.derivative = "exact"  # of ANP; or "first_order"
-  prune.average = "signed"  # of ANP and SNIP over tasks: the score of the mean loss; or "absolute", the mean of the tasks' scores
+  prune.average = "absolute"  # of ANP and SNIP: the mean of the tasks' scores; or "signed", the score of the mean loss
   prune.sparsity = 0.0
   prune.schedule = "cubic"  # or "linear", "one_shot"
   prune.begin = 0.5  # first and last pruning, as fractions of the rounds or steps
