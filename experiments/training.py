@@ -213,7 +213,7 @@ class _Experiment:
         for i in range(len(members)):
           if i not in errors:
             rows[i].append(_row(done, float(losses[i]), *jax.tree.map(lambda x, i=i: x[i], (before, after)), config.gated)
-                           | {"pruned": self._pruned(self.algorithm.deploy(tasks.server(i)))[0]})
+                           | {"pruned": self._pruned(self.algorithm.deploy(tasks.server(i)))[0] if config.prune.sparsity else None})
         for i, writer in enumerate(writers):
           if i not in errors:
             writer.write(rows[i][-1])

@@ -30,8 +30,8 @@ class PruningServer(NamedTuple):
 
 
 def federated_pruning(make: Callable[[Loss], Algorithm], loss: Loss, schedule: PruningSchedule, *, score: str = "anp",
-                      inner_lr: float = 0.1, derivative: str = "exact", average: str = "signed", scope: str = "global", granularity: str = "weight",
-                      prunable: Callable[[str, jax.Array], bool] = is_kernel) -> Algorithm:
+                      inner_lr: float = 0.1, derivative: str = "exact", average: str = "signed", scope: str = "global",
+                      granularity: str = "weight", prunable: Callable[[str, jax.Array], bool] = is_kernel) -> Algorithm:
   """Any federated algorithm, whose meta-model is pruned while it is trained: ANP joined with MetaGater, FedAvg, …
 
   In a round in which the schedule is due, each node also sends w ⊙ ∇M_i(w), the signed sensitivity of its own meta-objective

@@ -47,7 +47,7 @@ def test_the_table_of_a_benchmark(tmp_path):
 
 
 def test_few_shot_runs_are_recorded_once(tmp_path):
-  result = {"name": "cifarfs_maml", "learner": "maml", "model": "conv4", "ways": 5, "shots": 1, "steps": 100, "seed": 1,
+  result = {"name": "cifarfs_maml", "learner": "maml", "model": "conv4", "ways": 5, "shots": 1, "steps": 100, "augment": False, "seed": 1,
             "accuracy": {"mean": 0.5, "ci95": 0.006, "episodes": 1000}, "sparsity": 0.85,
             "accuracy_before_adaptation": {"mean": 0.2, "ci95": 0.001, "episodes": 1000}, "prune": {"score": "anp", "sparsity": 0.85},
             "parameters": {"all": 29413, "kept": 4500}, "seconds": {"train": 600.0}}
