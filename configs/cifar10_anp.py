@@ -1,4 +1,4 @@
-"""CIFAR-10 as in configs/cifar10.py, with the backbone pruned to 85 % by the nodes' own ANP scores while it is trained."""
+"""CIFAR-10 as in configs/cifar10.py, with 85 % of the convolutions' kernels pruned by the nodes' own ANP scores while they train."""
 
 from configs import cifar10
 

@@ -1,8 +1,9 @@
 """`python -m experiments.tables --tables=anp`: accuracy against sparsity of meta-trained networks, for every pruning score.
 
 A network is meta-trained once per seed. From there every score prunes it in stages, level after level, with the same steps of
-meta-training at each; "none" trains as many steps on without pruning, and is what the others are compared with. All of them
-are measured on the same test episodes, so differences are paired. A finished part is recorded and not run again.
+meta-training at each: few of them, so that the score's choice shows, and many, so that what is left recovers. "none" trains as
+many steps on without pruning, and is what the others are compared with. All of them are measured on the same test episodes, so
+differences are paired. A finished part is recorded and not run again.
 """
 
 import json
@@ -29,37 +30,41 @@ __all__ = ["CASES", "LEVELS", "SCORES", "Case", "make_report", "markdown", "repr
 
 LEVELS = (0.5, 0.7, 0.85, 0.95)
 # Sparsities at which a trained network is pruned at once, without training after it.
-AT_ONCE = (0.3, 0.5, 0.7)
+AT_ONCE = (0.3, 0.5, 0.7, 0.85)
 # Name in the tables to fields of `prune`.
-SCORES = {"none": {}, "anp": {"score": "anp", "average": "signed"}, "anp_absolute": {"score": "anp", "average": "absolute"},
+SCORES = {"none": {}, "anp": {"score": "anp", "average": "absolute"},
           "anp_first_order": {"score": "anp", "average": "absolute", "derivative": "first_order"},
-          "anp_layer": {"score": "anp", "average": "absolute", "scope": "layer"}, "snip": {"score": "snip", "average": "signed"},
-          "snip_absolute": {"score": "snip", "average": "absolute"}, "magnitude": {"score": "magnitude"},
-          "random": {"score": "random"}}
+          "anp_layer": {"score": "anp", "average": "absolute", "scope": "layer"},
+          "anp_signed": {"score": "anp", "average": "signed"}, "snip": {"score": "snip", "average": "absolute"},
+          "snip_signed": {"score": "snip", "average": "signed"}, "magnitude": {"score": "magnitude"}, "random": {"score": "random"}}
 
 
 class Case(NamedTuple):
-  """A network and a kind of episodes; `steps` of meta-training, then `level_steps` at each level of sparsity."""
+  """A network and a kind of episodes; `steps` of meta-training, then each of `level_steps` in turn at each level of sparsity."""
 
   title: str
   fields: dict[str, Any]
   steps: int
-  level_steps: int
+  level_steps: tuple[int, ...]
 
 
+# Of the scores that are not here, a course with few steps per level is enough.
+MAIN = ("none", "anp", "anp_first_order", "snip", "magnitude")
+# ANIL, because a step of it costs a third of MAML's and reaches more in the same time; `conv4-1-maml` is there to compare.
+_ANIL = {"learner": "anil", "train_queries": 5}
+_RESNET = {"model": "resnet12", "widths": (16, 32, 64, 128)}
 CASES = {
-    "conv4-1": Case("Conv-4, 5-way 1-shot", {"shots": 1}, 8000, 400),
-    "conv4-5": Case("Conv-4, 5-way 5-shot", {"shots": 5}, 4000, 400),
-    "resnet12-1": Case("ResNet-12 (16-32-64-128), 5-way 1-shot", {
-        "shots": 1, "model": "resnet12", "widths": (16, 32, 64, 128)}, 2000, 200),
-    "resnet12-5": Case("ResNet-12 (16-32-64-128), 5-way 5-shot", {
-        "shots": 5, "model": "resnet12", "widths": (16, 32, 64, 128)}, 1000, 100),
+    "conv4-1": Case("Conv-4 (64), ANIL, 5-way 1-shot", _ANIL | {"shots": 1, "widths": (64, 64, 64, 64)}, 8000, (50, 400)),
+    "conv4-5": Case("Conv-4 (64), ANIL, 5-way 5-shot", _ANIL | {"shots": 5, "widths": (64, 64, 64, 64)}, 5000, (50, 400)),
+    "resnet12-1": Case("ResNet-12 (16-32-64-128), ANIL, 5-way 1-shot", _ANIL | _RESNET | {"shots": 1}, 4000, (50, 200)),
+    "resnet12-5": Case("ResNet-12 (16-32-64-128), ANIL, 5-way 5-shot", _ANIL | _RESNET | {"shots": 5}, 3000, (50, 200)),
+    "conv4-1-maml": Case("Conv-4 (32), MAML, 5-way 1-shot", {"shots": 1}, 8000, (50, 400)),
 }
 
 
 def reproduce(workdir: str | Path, *, cases: Sequence[str] = tuple(CASES), seeds: Sequence[int] = (1, 2, 3),
               scores: Sequence[str] = tuple(SCORES), data_dir: str | None = None, steps: int | None = None,
-              level_steps: int | None = None, splits: Splits | None = None, fields: dict[str, Any] | None = None, log=print
+              level_steps: Sequence[int] | None = None, splits: Splits | None = None, fields: dict[str, Any] | None = None, log=print
               ) -> dict[str, Any]:
   """Runs what is not yet recorded, and writes `anp.json`, `anp.md` and `anp.png`.
 
@@ -89,18 +94,18 @@ def reproduce(workdir: str | Path, *, cases: Sequence[str] = tuple(CASES), seeds
   for name in cases:
     case = CASES[name]
     if steps is not None:
-      case = case._replace(steps=steps, level_steps=round(case.level_steps * steps / case.steps))
-    case = case._replace(level_steps=case.level_steps if level_steps is None else level_steps,
+      case = case._replace(steps=steps, level_steps=tuple(round(count * steps / case.steps) for count in case.level_steps))
+    case = case._replace(level_steps=case.level_steps if level_steps is None else tuple(level_steps),
                          fields=case.fields | {"data_dir": data_dir} | (fields or {}))
-    if case.steps < 1 or case.level_steps < 2:
-      raise ConfigError(f"{name}: {case.steps} steps of meta-training and {case.level_steps} at each sparsity; there must be at "
-                        "least 1 and 2.")
+    if case.steps < 1 or not case.level_steps or min(case.level_steps) < 2:
+      raise ConfigError(f"{name}: {case.steps} steps of meta-training and {', '.join(map(str, case.level_steps)) or 'none'} at each "
+                        "sparsity; there must be at least 1 and 2.")
     planned[name] = case
     for seed in seeds:
-      for part in ("base", *scores):
-        record = _record(workdir / name, seed, part)
+      for part in [("base",), *_courses(case, scores)]:
+        record = _record(workdir / name, seed, *part)
         if record.is_file():
-          check_same(record, json.loads(record.read_text())["config"], _settings(_config(case, seed, part), case))
+          check_same(record, json.loads(record.read_text())["config"], _settings(_config(case, seed, *part), case))
   config = cifarfs_maml.get_config()
   config.data_dir = data_dir
   placement.use_cores(config)
@@ -116,6 +121,8 @@ def reproduce(workdir: str | Path, *, cases: Sequence[str] = tuple(CASES), seeds
 def run_case(folder: Path, case: Case, seed: int, scores: Sequence[str], splits: Splits, log=print) -> None:
   """The base model of a seed, and each score's course from it, as far as they are not recorded."""
   folder.mkdir(parents=True, exist_ok=True)
+  if all(_record(folder, seed, *part).is_file() for part in _courses(case, scores)):
+    return
   base, base_record = folder / f"seed-{seed}-base.npz", _record(folder, seed, "base")
   config = _config(case, seed, "base")
   if not (base.is_file() and base_record.is_file()):
@@ -128,34 +135,40 @@ def run_case(folder: Path, case: Case, seed: int, scores: Sequence[str], splits:
         "config": _settings(config, case), "steps": case.steps, "seconds": time.perf_counter() - start,
         "compile_seconds": experiment.clock.seconds["compile"], "episodes_per_second": experiment.episodes_per_second()})
   record = json.loads(base_record.read_text())
+  experiment = FewShot(config, splits)  # its compiled evaluation is shared by all courses
   if "accuracy" not in record:
-    experiment = FewShot(config, splits)
     state = _with_parameters(experiment.init(), base)
     before, after = experiment.evaluate(state, "test", config.test_episodes)
     reporting.write_json(base_record, record | {"accuracy": after.tolist(), "before": before.tolist(),
                                                 "agreement": _agreement(experiment, state)})
     log(f"{case.title}, seed {seed}: {100 * after.mean():.2f} % after {case.steps} steps, {record['seconds']:.0f} s")
-  for name in scores:
-    path = _record(folder, seed, name)
+  for name, level_steps in _courses(case, scores):
+    path = _record(folder, seed, name, level_steps)
     if not path.is_file():
-      record = _course(_config(case, seed, name), case, base, splits, pruned=name != "none")
+      own = _config(case, seed, name, level_steps)
+      record = {"config": _settings(own, case)} | _course(own, level_steps, base, splits, experiment.evaluate, pruned=name != "none")
       reporting.write_json(path, record)
-      log(f"{case.title}, seed {seed}, {name}: " + ", ".join(
+      log(f"{case.title}, seed {seed}, {name}, {level_steps} steps: " + ", ".join(
           f"{100 * np.mean(level['accuracy']):.2f} % at {level['sparsity']:.2f}" for level in record["levels"])
           + f", {record['seconds']:.0f} s")
 
 
-def _record(folder: Path, seed: int, part: str) -> Path:
-  return folder / f"seed-{seed}-{part}.json"
+def _courses(case: Case, scores: Sequence[str]) -> list[tuple[str, int]]:
+  """(score, steps per level), the longest for the main scores only."""
+  return [(score, steps) for steps in sorted(case.level_steps) for score in scores if steps == min(case.level_steps) or score in MAIN]
 
 
-def _config(case: Case, seed: int, part: str):
+def _record(folder: Path, seed: int, part: str, level_steps: int | None = None) -> Path:
+  return folder / f"seed-{seed}-{part}{'' if level_steps is None else f'-{level_steps}'}.json"
+
+
+def _config(case: Case, seed: int, part: str, level_steps: int | None = None):
   """The checked config of the base model, or of a score's course from it."""
   config = cifarfs_maml.get_config()
   config.update({"seed": seed, "steps": case.steps, "eval_every": case.steps} | case.fields)
-  if part != "base":
+  if level_steps is not None:
     config.prune.update(SCORES[part])
-    config.update(steps=case.level_steps * len(LEVELS), eval_every=case.level_steps, outer_lr=config.outer_lr / 2)
+    config.update(steps=level_steps * len(LEVELS), eval_every=level_steps, outer_lr=config.outer_lr / 2)
   return check_config(config)
 
 
@@ -171,15 +184,15 @@ def _with_parameters(state, path):
   return state._replace(params=load_parameters(path)[0])
 
 
-def _course(config, case, base, splits, pruned):
+def _course(config, level_steps, base, splits, evaluate, pruned):
   """Meta-training through all levels from saved parameters: accuracies on test episodes at the end of each."""
   start = time.perf_counter()
   experiment = FewShot(config, splits)
-  restarts = optax.join_schedules([optax.cosine_decay_schedule(config.outer_lr, case.level_steps) for _ in LEVELS],
-                                  [case.level_steps * i for i in range(1, len(LEVELS))])
+  restarts = optax.join_schedules([optax.cosine_decay_schedule(config.outer_lr, level_steps) for _ in LEVELS],
+                                  [level_steps * i for i in range(1, len(LEVELS))])
   optimizer = optax.adam(restarts)
   if pruned:
-    schedule = mg.staged_schedule(LEVELS, case.level_steps, every=max(1, case.level_steps // 10))
+    schedule = mg.staged_schedule(LEVELS, level_steps, every=max(1, level_steps // 10))
     optimizer = mg.gradual_pruning(optimizer, schedule, scope=config.prune.scope, granularity=config.prune.granularity,
                                    prunable=experiment.prunable)
   state = _with_parameters(experiment.init(optimizer), base)
@@ -187,18 +200,17 @@ def _course(config, case, base, splits, pruned):
   levels = []
 
   def evaluated(state, loss):
-    before, after = experiment.evaluate(state, "test", config.test_episodes)
+    after = evaluate(state, "test", config.test_episodes)[1]
     levels.append({"sparsity": experiment.sparsity(state), "by_layer": experiment.sparsity_by_layer(state),
                    "train_loss": loss, "accuracy": after.tolist()})
 
   experiment.train(state, config.steps, evaluated, optimizer=optimizer)
-  return {"config": _settings(config, case), "levels": levels, "level_steps": case.level_steps,
-          "seconds": time.perf_counter() - start}
+  return {"levels": levels, "level_steps": level_steps, "seconds": time.perf_counter() - start}
 
 
 def _agreement(experiment, state):
-  """How the scores rank the weights of a trained network, against the exact signed ANP score: Spearman's correlation, and the share of
-  the 15 % that its mask keeps which the other's keeps too. With what each costs, and the accuracy on validation episodes after
+  """How the scores rank the weights of a trained network, against the exact ANP score: Spearman's correlation, and the share of the
+  15 % that its mask keeps which the other's keeps too. With what each costs, and the accuracies on validation episodes after
   pruning at once, without any training after it."""
   config = experiment.config
   episodes = jax.vmap(lambda key: experiment.sample(key, experiment.splits["train"]))(
@@ -225,7 +237,7 @@ def _agreement(experiment, state):
 
   def accuracy(mask):
     pruned = state._replace(params=mg.apply_mask(params, mask), optimizer=mg.GradualPruningState(0, mask, ()))
-    return float(experiment.evaluate(pruned, "validation", config.validation_episodes)[1].mean())
+    return experiment.evaluate(pruned, "validation", config.validation_episodes)[1].tolist()
 
   for name in names:
     found[name] |= {"spearman": float(stats.spearmanr(flat["anp"], flat[name]).statistic),
@@ -249,31 +261,49 @@ def make_report(workdir: Path) -> dict[str, Any]:
              "episodes_per_second": float(np.median([b["episodes_per_second"] for b in bases.values()])),
              "compile_seconds": float(np.median([b["compile_seconds"] for b in bases.values()])),
              "seconds": [b["seconds"] for b in bases.values()],
-             "agreement": {score: {key: np.mean([b["agreement"][score][key] for b in bases.values()], axis=0).tolist()
-                                   for key in values} for score, values in first["agreement"].items()}, "scores": {}}
-    runs = {score: {int(path.stem.split("-")[1]): json.loads(path.read_text())
-                    for path in sorted((workdir / name).glob(f"seed-*-{score}.json"))} for score in SCORES}
-    for score, records in runs.items():
-      levels = []
-      for i in range(len(LEVELS) if records else 0):
-        own = {seed: record["levels"][i] for seed, record in records.items()}
-        level = {"sparsity": float(np.mean([x["sparsity"] for x in own.values()])), "seeds": sorted(own),
-                 "accuracy": _mean([x["accuracy"] for x in own.values()])}
-        for other in _COMPARED:
-          both = sorted(set(own) & set(runs[other]))
-          if other != score and both:
-            level[f"minus_{other}"] = _mean([np.subtract(own[seed]["accuracy"], runs[other][seed]["levels"][i]["accuracy"])
-                                             for seed in both])
-        levels.append(level)
-      if levels:
-        entry["level_steps"] = next(iter(records.values()))["level_steps"]
-        entry["scores"][score] = levels
+             "agreement": _agreements([bases[seed]["agreement"] for seed in sorted(bases)]), "courses": {}}
+    records = {}
+    for path in sorted((workdir / name).glob("seed-*-*-*.json")):
+      _, seed, score, level_steps = path.stem.split("-")
+      records.setdefault(int(level_steps), {}).setdefault(score, {})[int(seed)] = json.loads(path.read_text())["levels"]
+    for level_steps, runs in sorted(records.items()):
+      entry["courses"][str(level_steps)] = {score: _levels(score, runs) for score in SCORES if score in runs}
     report["cases"][name] = entry
   return report
 
 
+def _levels(score, runs):
+  """At each sparsity: accuracy over seeds and episodes, and the differences from other scores on the same episodes."""
+  levels = []
+  for i in range(len(LEVELS)):
+    own = {seed: record[i] for seed, record in sorted(runs[score].items())}
+    level = {"sparsity": float(np.mean([x["sparsity"] for x in own.values()])), "seeds": list(own),
+             "train_loss": float(np.mean([x["train_loss"] for x in own.values()])),
+             "accuracy": _mean([x["accuracy"] for x in own.values()])}
+    for other in _COMPARED:
+      both = [seed for seed in own if seed in runs.get(other, {})]
+      if other != score and both:
+        level[f"minus_{other}"] = _mean([np.subtract(own[seed]["accuracy"], runs[other][seed][i]["accuracy"]) for seed in both])
+    levels.append(level)
+  return levels
+
+
+def _agreements(records):
+  """The scores of the networks before pruning, over seeds."""
+  found = {}
+  for score in records[0]:
+    own = [record[score] for record in records]
+    found[score] = {key: float(np.mean([values[key] for values in own]))
+                    for key in ("seconds", "temporary_mb", "spearman", "kept_in_common")}
+    found[score]["at_once"] = [_mean(seeds) for seeds in zip(*(values["at_once"] for values in own))]
+    if score != "anp":
+      found[score]["anp_minus"] = [_mean([np.subtract(*pair) for pair in zip(ours, theirs)]) for ours, theirs in zip(
+          zip(*(record["anp"]["at_once"] for record in records)), zip(*(values["at_once"] for values in own)))]
+  return found
+
+
 # What the ANP scores are compared with, episode by episode.
-_COMPARED = ("none", "magnitude", "snip", "snip_absolute")
+_COMPARED = ("none", "magnitude", "snip", "snip_signed")
 
 
 def _mean(by_seed):
@@ -283,62 +313,81 @@ def _mean(by_seed):
           "by_seed": [float(np.mean(seed)) for seed in by_seed]}
 
 
-_NAMES = {"none": "not pruned", "anp": "ANP (exact, signed)", "anp_absolute": "ANP (exact)", "anp_first_order": "ANP (first-order)",
-          "anp_layer": "ANP (exact, layer-wise)", "snip": "SNIP / Taylor on the ordinary loss, signed",
-          "snip_absolute": "SNIP / Taylor on the ordinary loss", "magnitude": "magnitude", "random": "random"}
+_NAMES = {"none": "not pruned", "anp": "ANP", "anp_first_order": "ANP, first-order", "anp_layer": "ANP, layer-wise",
+          "anp_signed": "ANP, signed", "snip": "SNIP / Taylor on the ordinary loss",
+          "snip_signed": "SNIP / Taylor on the ordinary loss, signed", "magnitude": "magnitude", "random": "random"}
 
 
 def markdown(report: dict[str, Any]) -> str:
   """The report's tables as text."""
   lines = []
-  percent = lambda value: f"{100 * value['mean']:.1f} ± {100 * value['ci95']:.1f}"
   for case in report["cases"].values():
-    lines += [f"**{case['title']}, CIFAR-FS (300 per class)**: {case['steps']:,} steps of meta-training, then "
-              f"{case.get('level_steps', 0):,} at each sparsity; {len(case['seeds'])} seed(s), {case['episodes']:,} test episodes "
-              f"each; accuracy (%) ± 95 % interval. Before pruning: {percent(case['base'])}.", "",
-              "| score | " + " | ".join(f"{100 * level:.0f} %" for level in report["levels"]) + " |",
-              "|---|" + "---|" * len(report["levels"])]
-    for score, levels in case["scores"].items():
-      lines.append(f"| {_NAMES[score]} | " + " | ".join(percent(level["accuracy"]) for level in levels) + " |")
-    ours = [score for score in case["scores"] if score.startswith("anp")]
-    if ours:
-      lines += ["", "Differences on the same episodes, in points ± 95 % interval:", "",
-                "| score | sparsity | " + " | ".join(f"minus {_NAMES[other]}" for other in _COMPARED) + " |",
-                "|---|---|" + "---|" * len(_COMPARED)]
-      for score in ours:
-        for i in (i for i, level in enumerate(report["levels"]) if level >= 0.85):
-          parts = [case["scores"][score][i].get(f"minus_{other}") for other in _COMPARED]
-          lines.append(f"| {_NAMES[score]} | {100 * report['levels'][i]:.0f} % | " + " | ".join(
-              f"{100 * part['mean']:+.1f} ± {100 * part['ci95']:.1f}" if part else "" for part in parts) + " |")
-    lines += ["", "The scores of the network before pruning; accuracy is on validation episodes after pruning at once, without any "
-              "training:", "", "| score | rank correlation with ANP (exact, signed) | kept in common at 85 % | seconds | MB | "
+    lines += [f"**{case['title']}, CIFAR-FS (300 per class)**: {case['steps']:,} steps of meta-training; before pruning "
+              f"{_percent(case['base'])} %. {len(case['seeds'])} seed(s), {case['episodes']:,} test episodes each; ± is half the 95 % "
+              "interval over episodes.", ""]
+    for level_steps, scores in case["courses"].items():
+      lines += [f"Accuracy (%) with {level_steps} steps of meta-training at each sparsity:", "",
+                "| score | seeds | " + " | ".join(f"{100 * level:.0f} %" for level in report["levels"]) + " |",
+                "|---|---|" + "---|" * len(report["levels"])]
+      for score, levels in scores.items():
+        lines.append(f"| {_NAMES[score]} | {len(levels[0]['seeds'])} | " + " | ".join(_percent(x["accuracy"]) for x in levels) + " |")
+      ours = [score for score in scores if score.startswith("anp")]
+      if ours:
+        lines += ["", "Differences on the same episodes, in points, and by seed:", "",
+                  "| score | sparsity | " + " | ".join(f"minus {_NAMES[other]}" for other in _COMPARED) + " |",
+                  "|---|---|" + "---|" * len(_COMPARED)]
+        for score in ours:
+          for i in (i for i, level in enumerate(report["levels"]) if level >= 0.85):
+            parts = [scores[score][i].get(f"minus_{other}") for other in _COMPARED]
+            lines.append(f"| {_NAMES[score]} | {100 * report['levels'][i]:.0f} % | "
+                         + " | ".join(_points(part) if part else "" for part in parts) + " |")
+      lines.append("")
+    lines += ["The scores of the networks before pruning; accuracy (%) is on validation episodes after pruning at once, without any "
+              "training, and in brackets how much better ANP's is, in points:", "",
+              "| score | rank correlation with ANP | kept in common at 85 % | seconds | MB | "
               + " | ".join(f"{100 * sparsity:.0f} % at once" for sparsity in AT_ONCE) + " |",
               "|---|---|---|---|---|" + "---|" * len(AT_ONCE)]
     for score, values in case["agreement"].items():
+      at_once = [_percent(part) for part in values["at_once"]]
+      if "anp_minus" in values:
+        at_once = [f"{part} ({100 * d['mean']:+.1f} ± {100 * d['ci95']:.1f})" for part, d in zip(at_once, values["anp_minus"])]
       lines.append(f"| {_NAMES[score]} | {values['spearman']:.2f} | {100 * values['kept_in_common']:.0f} % | "
-                   f"{values['seconds']:.2f} | {values['temporary_mb']:.0f} | "
-                   + " | ".join(f"{100 * accuracy:.1f}" for accuracy in values["at_once"]) + " |")
+                   f"{values['seconds']:.2f} | {values['temporary_mb']:.0f} | " + " | ".join(at_once) + " |")
     lines.append("")
   return "\n".join(lines)
 
 
+def _percent(value):
+  return f"{100 * value['mean']:.1f} ± {100 * value['ci95']:.1f}"
+
+
+def _points(value):
+  by_seed = ", ".join(f"{100 * x:+.1f}" for x in value["by_seed"])
+  return f"{100 * value['mean']:+.1f} ± {100 * value['ci95']:.1f}" + (f" ({by_seed})" if len(value["by_seed"]) > 1 else "")
+
+
 def write_report(report: dict[str, Any], folder: Path) -> None:
-  """`anp.json`, `anp.md`, and `anp.png`: accuracy against sparsity, a panel per case."""
+  """`anp.json`, `anp.md`, and `anp.png`: accuracy against sparsity, a column per case, a row for few steps and one for many."""
   folder.mkdir(parents=True, exist_ok=True)
   reporting.write_json(folder / "anp.json", report)
   (folder / "anp.md").write_text(markdown(report))
-  cases = [case for case in report["cases"].values() if case["scores"]]
+  cases = [case for case in report["cases"].values() if case["courses"]]
   if not cases:
     return
   plt = reporting.pyplot()
-  figure, axes = plt.subplots(1, len(cases), figsize=(5 * len(cases), 4), layout="constrained", squeeze=False)
-  for axis, case in zip(axes[0], cases):
-    for score, levels in case["scores"].items():
-      axis.errorbar([100 * level for level in report["levels"]], [100 * level["accuracy"]["mean"] for level in levels],
-                    yerr=[100 * level["accuracy"]["ci95"] for level in levels], fmt="k--" if score == "none" else "o-",
-                    markersize=4, capsize=2, label=_NAMES[score] + (", same steps" if score == "none" else ""))
-    axis.set(xlabel="sparsity (%)", ylabel="accuracy (%)", title=case["title"])
-    axis.grid(alpha=0.3)
-  axes[0, 0].legend(fontsize=7)
+  rows = max(len(case["courses"]) for case in cases)
+  figure, axes = plt.subplots(rows, len(cases), figsize=(5 * len(cases), 3.6 * rows), layout="constrained", squeeze=False)
+  for axis in axes.flat:
+    axis.set_visible(False)
+  for column, case in zip(axes.T, cases):
+    for axis, (level_steps, scores) in zip(column, case["courses"].items()):
+      axis.set_visible(True)
+      for score, levels in scores.items():
+        axis.errorbar([100 * level for level in report["levels"]], [100 * level["accuracy"]["mean"] for level in levels],
+                      yerr=[100 * level["accuracy"]["ci95"] for level in levels], fmt="k--" if score == "none" else "o-",
+                      markersize=4, capsize=2, label=_NAMES[score] + (", same steps" if score == "none" else ""))
+      axis.set(xlabel="sparsity (%)", ylabel="accuracy (%)", title=f"{case['title']}: {level_steps} steps per level")
+      axis.grid(alpha=0.3)
+      axis.legend(fontsize=6)
   figure.savefig(folder / "anp.png", dpi=120)
   plt.close(figure)

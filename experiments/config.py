@@ -112,7 +112,9 @@ def pruning_fields() -> ConfigDict:
   prune.end = 0.75
   prune.every = 100  # rounds or steps
   prune.scope = "global"  # or "layer"
-  prune.head = True  # the last layer too
+  # The last layer too. Its weights are the smallest (few-shot meta-training leaves them near 0, whence each task takes them): by
+  # magnitude it would go first and nearly as a whole, which loses any comparison for magnitude.
+  prune.head = False
   prune.granularity = "weight"  # or "channel"
   prune.episodes = 64  # that a score is computed on
   return prune

@@ -48,8 +48,6 @@ def base_config() -> ConfigDict:
   config.test_episodes = 1000
   # Pruning while training
   config.prune = pruning_fields()
-  # Meta-training leaves the last layer near 0, from where each task takes it: by magnitude it would go first, as a whole.
-  config.prune.head = False
   # How it is computed
   config.mesh = "auto"  # or "none", or how many devices episodes are spread over
   config.task_axis = "auto"

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import anp_tables, report
+from experiments import anp_tables, pruned_rounds, report
 
 __all__ = ["main", "record", "record_anp", "record_fewshot", "write_readme"]
 
@@ -101,7 +101,7 @@ def write_readme(text: str, results: Path) -> str:
             "table2": ("tables/report.json", lambda content: report.table_markdown(content["tables"]["2"])),
             "claims": ("tables/report.json", _claims_table), "sparsity": ("sparsity_curve.json", _sparsity_table),
             "anchor": ("pfedme_anchor.json", _anchor_table), "benchmark": ("benchmark.json", _benchmark_table),
-            "bfloat16": ("bfloat16.json", _bfloat16_table), "fewshot": ("fewshot.json", _fewshot_table),
+            "bfloat16": ("bfloat16.json", _bfloat16_table), "pruned_rounds": ("pruned_rounds.json", pruned_rounds.markdown), "fewshot": ("fewshot.json", _fewshot_table),
             "anp": ("anp/anp.json", anp_tables.markdown)}
   for name, (file, table) in tables.items():
     path = results / file

@@ -155,13 +155,13 @@ def _descend(loss, params, rates, steps, batch: Callable[[jax.Array], Batch], ma
     return jax.lax.scan(step, part, jnp.arange(steps), unroll=unroll)
 
   def gradient_and_curvature(part, fixed, i, direction):
-    """∇L with respect to the moving part, and the columns of ∇²L times a direction in it, for both parts."""
+    """∇L with respect to the moving part, and ∇²L there times a direction."""
     if "custom_vjp_call" in str(jax.make_jaxpr(value)(part, fixed, i)):
       # Gates and microbatches have no forward derivative: reverse over reverse.
-      gradient, pull = jax.vjp(lambda part, fixed: jax.grad(value)(part, fixed, i), part, fixed)
-      return gradient, pull(direction)
-    (gradient, _), curved = jax.jvp(lambda part: jax.grad(value, argnums=(0, 1))(part, fixed, i), (part,), (direction,))
-    return gradient, curved  # forward over reverse, which is faster (benchmarks/NOTES.md)
+      gradient, pull = jax.vjp(lambda part: jax.grad(value)(part, fixed, i), part)
+      return gradient, pull(direction)[0]
+    # Forward over reverse, which is faster (benchmarks/NOTES.md).
+    return jax.jvp(lambda part: jax.grad(value)(part, fixed, i), (part,), (direction,))
 
   def back(saved, cotangent):
     """λ ← λ − ∇²L(w_t) αλ from the last step to the first. Nothing is saved for it but the weights w_t."""
@@ -169,15 +169,23 @@ def _descend(loss, params, rates, steps, batch: Callable[[jax.Array], Batch], ma
 
     def step(carry, t):
       i, part = t
-      co_part, co_fixed, co_factors = carry
+      co_part, co_factors = carry
       direction = [a * v for a, v in zip(factors, co_part)]
       gradient, curved = gradient_and_curvature(part, fixed, i, direction)
-      minus = lambda tree, other: jax.tree.map(jnp.subtract, tree, other)
       of_factors = [jnp.sum(v * g) if jnp.ndim(a) == 0 else v * g for v, g, a in zip(co_part, gradient, factors)]
-      return (minus(co_part, curved[0]), minus(co_fixed, curved[1]), minus(co_factors, of_factors)), None
+      minus = lambda tree, other: jax.tree.map(jnp.subtract, tree, other)
+      return (minus(co_part, curved), minus(co_factors, of_factors)), direction
 
-    start = cotangent, jax.tree.map(jnp.zeros_like, fixed), jax.tree.map(jnp.zeros_like, factors)
-    return jax.lax.scan(step, start, (jnp.arange(steps), path), reverse=True, unroll=unroll)[0]
+    start = cotangent, jax.tree.map(jnp.zeros_like, factors)
+    (co_part, co_factors), directions = jax.lax.scan(step, start, (jnp.arange(steps), path), reverse=True, unroll=unroll)
+
+    def bent(fixed):
+      """Σ_t ∇L(w_t)·αλ_t. Under vmap the body, which no step changes, is there once: one pass back through it, not one per step."""
+      gradients = jax.vmap(lambda part, i: jax.grad(value)(part, fixed, i))(path, jnp.arange(steps))
+      return sum(jnp.vdot(v, g) for v, g in zip(directions, gradients))
+
+    co_fixed = jax.tree.map(jnp.negative, jax.grad(bent)(fixed)) if fixed else fixed
+    return co_part, co_fixed, co_factors
 
   def forward(part, fixed, factors):
     solution, path = descend(part, fixed, factors)

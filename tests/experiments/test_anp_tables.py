@@ -17,27 +17,30 @@ FIELDS = {name: value for name, value in small().items() if name not in (
 def recorded(tmp_path_factory):
   workdir, lines = tmp_path_factory.mktemp("anp"), []
   run = lambda: anp_tables.reproduce(workdir, cases=("conv4-1",), seeds=(1, 2), scores=("none", "magnitude"), steps=20,
-                                     level_steps=5, splits=small_splits(), fields=FIELDS, log=lines.append)
+                                     level_steps=(5,), splits=small_splits(), fields=FIELDS, log=lines.append)
   return workdir, run(), lines, run
 
 
 def test_levels_and_differences(recorded):
   workdir, report, _, _ = recorded
   case = report["cases"]["conv4-1"]
-  levels = case["scores"]["magnitude"]
+  levels = case["courses"]["5"]["magnitude"]
   np.testing.assert_allclose([level["sparsity"] for level in levels], anp_tables.LEVELS, atol=0.01)
-  runs = {(seed, score): json.loads((workdir / "conv4-1" / f"seed-{seed}-{score}.json").read_text())
+  runs = {(seed, score): json.loads((workdir / "conv4-1" / f"seed-{seed}-{score}-5.json").read_text())
           for seed in (1, 2) for score in ("none", "magnitude")}
   differences = np.concatenate([np.subtract(*(runs[seed, score]["levels"][2]["accuracy"] for score in ("magnitude", "none")))
                                 for seed in (1, 2)])
   found = levels[2]["minus_none"]
   assert found["mean"] == pytest.approx(differences.mean())
   assert found["ci95"] == pytest.approx(1.96 * differences.std(ddof=1) / np.sqrt(60))
-  assert all(level["sparsity"] == 0 for level in case["scores"]["none"])
+  assert all(level["sparsity"] == 0 for level in case["courses"]["5"]["none"])
   assert case["agreement"]["anp"]["spearman"] == pytest.approx(1)
   assert 0 < case["agreement"]["magnitude"]["kept_in_common"] < 1
+  bases = [json.loads((workdir / "conv4-1" / f"seed-{seed}-base.json").read_text())["agreement"] for seed in (1, 2)]
+  at_85 = np.concatenate([np.subtract(*(base[score]["at_once"][-1] for score in ("anp", "magnitude"))) for base in bases])
+  assert case["agreement"]["magnitude"]["anp_minus"][-1]["mean"] == pytest.approx(at_85.mean())
   text = (workdir / "anp.md").read_text()
-  assert "Conv-4, 5-way 1-shot" in text and "| magnitude |" in text and (workdir / "anp.png").stat().st_size
+  assert "Conv-4 (64), ANIL, 5-way 1-shot" in text and "| magnitude |" in text and (workdir / "anp.png").stat().st_size
 
 
 def test_the_report_is_recorded_for_readme(recorded, tmp_path):
@@ -53,9 +56,9 @@ def test_the_report_is_recorded_for_readme(recorded, tmp_path):
 def test_what_is_recorded_is_not_run_again(recorded):
   workdir, report, lines, run = recorded
   assert len(lines) == 6  # two base models, two scores each
-  (workdir / "conv4-1" / "seed-2-magnitude.json").unlink()
+  (workdir / "conv4-1" / "seed-2-magnitude-5.json").unlink()
   again = run()
-  assert len(lines) == 7 and lines[-1].startswith("Conv-4, 5-way 1-shot, seed 2, magnitude:")
+  assert len(lines) == 7 and lines[-1].startswith("Conv-4 (64), ANIL, 5-way 1-shot, seed 2, magnitude, 5 steps:")
   assert again == report  # the same course from the same base
 
 
@@ -63,13 +66,13 @@ def test_records_of_another_configuration_are_not_mixed_in(recorded):
   workdir, _, lines, _ = recorded
   before = len(lines)
   with pytest.raises(ConfigError, match="seed-1-base.json holds a run of another configuration: inner_lr is 0.1 there and 0.2 here"):
-    anp_tables.reproduce(workdir, cases=("conv4-1",), seeds=(1,), scores=("none",), steps=20, level_steps=5,
+    anp_tables.reproduce(workdir, cases=("conv4-1",), seeds=(1,), scores=("none",), steps=20, level_steps=(5,),
                          splits=small_splits(), fields=FIELDS | {"inner_lr": 0.2}, log=lines.append)
   assert len(lines) == before
 
 
 def test_bad_input(tmp_path):
   for options, message in (({"cases": ("conv5-1",)}, "unknown case 'conv5-1'. Did you mean 'conv4-1'"),
-                           ({"scores": ("npa",)}, "unknown score 'npa'"), ({"seeds": ()}, "at least one seed"), ({"steps": 4}, "conv4-1: 4 steps of meta-training and 0 at each")):
+                           ({"scores": ("npa",)}, "unknown score 'npa'"), ({"seeds": ()}, "at least one seed"), ({"steps": 4}, "conv4-1: 4 steps of meta-training and 0, 0 at each")):
     with pytest.raises(ConfigError, match=message):
       anp_tables.reproduce(tmp_path, **options)
