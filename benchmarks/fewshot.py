@@ -29,18 +29,18 @@ CASES = {
 }
 
 
-def _case(name):
+def _case(name, learner=mg.maml):
   label, backbone, shape, ways, shots = CASES[name]
   network = mg.GatedNetwork(backbone)
   images = np.random.default_rng(0).integers(0, 256, (64 * 40, *shape), np.uint8)
   pool = mg.make_class_pool(images, np.repeat(np.arange(64), 40))
   queries = 5 if ways == 20 else 15
-  learner = mg.maml(mg.classification_loss(network), inner_lr=INNER_LR, inner_steps=INNER_STEPS)
+  learner = learner(mg.classification_loss(network), inner_lr=INNER_LR, inner_steps=INNER_STEPS)
   return label, network, network.init(jax.random.key(0), shape), pool, learner, {"ways": ways, "shots": shots, "queries": queries}
 
 
-def _program(name, task_axis="auto", mesh=None):
-  _, _, params, pool, learner, numbers = _case(name)
+def _program(name, task_axis="auto", mesh=None, learner=mg.maml):
+  _, _, params, pool, learner, numbers = _case(name, learner)
   optimizer = optax.adam(OUTER_LR)
   arguments = jax.random.key_data(jax.random.key(1)), params, pool
   if mesh is not None:
@@ -59,15 +59,15 @@ def _mesh():
 
 
 def meta_steps(repeats: int, quick: bool) -> list[dict[str, Any]]:
-  """A step of MAML (4 episodes, 5 inner steps, exact derivative, Adam), and the same in PyTorch."""
+  """A step of MAML (4 episodes, 5 inner steps, exact derivative, Adam), of ANIL, and MAML's in PyTorch."""
   rows = []
   names = ["conv4-1"] if quick else ["conv4-1", "conv4-5", "omniglot-20", "resnet12-narrow-1"]
   if jax.default_backend() != "cpu" and not quick:
     names.append("resnet12-1")
   for name in names:
     label = CASES[name][0]
-    ours = _program(name, mesh=_mesh())
-    functions = {"ours": ours.run}
+    ours, anil = _program(name, mesh=_mesh()), _program(name, mesh=_mesh(), learner=mg.anil)
+    functions = {"ours": ours.run, "anil": anil.run}
     try:
       if not name.startswith("resnet"):
         functions["torch"] = torch_steps(name)
@@ -77,6 +77,8 @@ def meta_steps(repeats: int, quick: bool) -> list[dict[str, Any]]:
     rows.append(row(f"MAML step, {label}", 1000 * seconds["ours"] / STEPS, "ms", key=f"maml-{name}",
                     compile_seconds=ours.compile_seconds, peak_mb=ours.peak_bytes / 2**20,
                     episodes_per_second=STEPS * EPISODES / seconds["ours"]))
+    rows.append(row(f"MAML step, {label}: MAML / ANIL", seconds["ours"] / seconds["anil"], "ratio", key=f"maml-anil-{name}",
+                    compile_seconds=anil.compile_seconds))
     if "torch" in seconds:
       rows.append(row(f"MAML step, {label}: PyTorch loop / ours", seconds["torch"] / seconds["ours"], "ratio",
                       key=f"maml-torch-{name}"))

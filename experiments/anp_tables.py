@@ -7,6 +7,7 @@ differences are paired. A finished part is recorded and not run again.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from experiments.fewshot_config import check_config
 from experiments.programs import compiler_options
 from experiments.training import load_parameters, save_parameters
 
-__all__ = ["CASES", "LEVELS", "SCORES", "Case", "make_report", "markdown", "reproduce", "run_case", "write_report"]
+__all__ = ["CASES", "LEVELS", "SCORES", "Case", "make_report", "markdown", "overview", "reproduce", "run_case", "write_report"]
 
 LEVELS = (0.5, 0.7, 0.85, 0.95)
 # Sparsities at which a trained network is pruned at once, without training after it.
@@ -36,28 +37,36 @@ SCORES = {"none": {}, "anp": {"score": "anp", "average": "absolute"},
           "anp_first_order": {"score": "anp", "average": "absolute", "derivative": "first_order"},
           "anp_layer": {"score": "anp", "average": "absolute", "scope": "layer"},
           "anp_signed": {"score": "anp", "average": "signed"}, "snip": {"score": "snip", "average": "absolute"},
-          "snip_signed": {"score": "snip", "average": "signed"}, "magnitude": {"score": "magnitude"}, "random": {"score": "random"}}
+          "snip_signed": {"score": "snip", "average": "signed"}, "magnitude": {"score": "magnitude"},
+          "magnitude_layer": {"score": "magnitude", "scope": "layer"}, "random": {"score": "random"}}
 
 
 class Case(NamedTuple):
-  """A network and a kind of episodes; `steps` of meta-training, then each of `level_steps` in turn at each level of sparsity."""
+  """A network and a kind of episodes; `steps` of meta-training, then each of `level_steps` in turn at each level of sparsity.
+
+  With `trained`, another case that differs only in how it prunes, that one's network is taken, if it is there.
+  """
 
   title: str
   fields: dict[str, Any]
   steps: int
   level_steps: tuple[int, ...]
+  trained: str | None = None
 
 
 # Of the scores that are not here, a course with few steps per level is enough.
 MAIN = ("none", "anp", "anp_first_order", "snip", "magnitude")
 # ANIL, because a step of it costs a third of MAML's and reaches more in the same time; `conv4-1-maml` is there to compare.
 _ANIL = {"learner": "anil", "train_queries": 5}
+_CONV4 = {"widths": (64, 64, 64, 64)}
 _RESNET = {"model": "resnet12", "widths": (16, 32, 64, 128)}
 CASES = {
-    "conv4-1": Case("Conv-4 (64), ANIL, 5-way 1-shot", _ANIL | {"shots": 1, "widths": (64, 64, 64, 64)}, 8000, (50, 400)),
-    "conv4-5": Case("Conv-4 (64), ANIL, 5-way 5-shot", _ANIL | {"shots": 5, "widths": (64, 64, 64, 64)}, 5000, (50, 400)),
+    "conv4-1": Case("Conv-4 (64), ANIL, 5-way 1-shot", _ANIL | _CONV4 | {"shots": 1}, 8000, (50, 400)),
+    "conv4-5": Case("Conv-4 (64), ANIL, 5-way 5-shot", _ANIL | _CONV4 | {"shots": 5}, 5000, (50, 400)),
     "resnet12-1": Case("ResNet-12 (16-32-64-128), ANIL, 5-way 1-shot", _ANIL | _RESNET | {"shots": 1}, 4000, (50, 200)),
     "resnet12-5": Case("ResNet-12 (16-32-64-128), ANIL, 5-way 5-shot", _ANIL | _RESNET | {"shots": 5}, 3000, (50, 200)),
+    "conv4-1-filters": Case("Conv-4 (64), ANIL, 5-way 1-shot, whole filters", _ANIL | _CONV4 | {
+        "shots": 1, "prune": {"granularity": "channel"}}, 8000, (50,), trained="conv4-1"),
     "conv4-1-maml": Case("Conv-4 (32), MAML, 5-way 1-shot", {"shots": 1}, 8000, (50, 400)),
 }
 
@@ -89,6 +98,7 @@ def reproduce(workdir: str | Path, *, cases: Sequence[str] = tuple(CASES), seeds
         raise ConfigError(closest(what, name, known))
   if not seeds:
     raise ConfigError("there must be at least one seed.")
+  placement.use_cores(cifarfs_maml.get_config())  # before configs are checked, which uses JAX
   workdir = Path(workdir)
   planned = {}
   for name in cases:
@@ -108,7 +118,6 @@ def reproduce(workdir: str | Path, *, cases: Sequence[str] = tuple(CASES), seeds
           check_same(record, json.loads(record.read_text())["config"], _settings(_config(case, seed, *part), case))
   config = cifarfs_maml.get_config()
   config.data_dir = data_dir
-  placement.use_cores(config)
   splits = load_splits(config) if splits is None else splits
   for seed in seeds:
     for name, case in planned.items():
@@ -125,6 +134,8 @@ def run_case(folder: Path, case: Case, seed: int, scores: Sequence[str], splits:
     return
   base, base_record = folder / f"seed-{seed}-base.npz", _record(folder, seed, "base")
   config = _config(case, seed, "base")
+  if case.trained is not None and not base_record.is_file():
+    _take(folder.parent / case.trained, base, base_record, _settings(config, case))
   if not (base.is_file() and base_record.is_file()):
     start = time.perf_counter()
     experiment = FewShot(config, splits)
@@ -151,6 +162,20 @@ def run_case(folder: Path, case: Case, seed: int, scores: Sequence[str], splits:
       log(f"{case.title}, seed {seed}, {name}, {level_steps} steps: " + ", ".join(
           f"{100 * np.mean(level['accuracy']):.2f} % at {level['sparsity']:.2f}" for level in record["levels"])
           + f", {record['seconds']:.0f} s")
+
+
+def _take(other: Path, base: Path, base_record: Path, settings: dict[str, Any]) -> None:
+  """The model that another case trained, unless there is none or it was trained otherwise."""
+  if (other / base.name).is_file() and (other / base_record.name).is_file():
+    record = json.loads((other / base_record.name).read_text())
+    trained = lambda config: {field: value for field, value in config.items() if field != "prune"}
+    if trained(record["config"]) == trained(settings):
+      shutil.copy(other / base.name, base)
+      reporting.write_json(base_record, {field: value for field, value in record.items() if field not in _MEASURED} | {"config": settings})
+
+
+# What is measured on a base model after its training.
+_MEASURED = ("accuracy", "before", "agreement")
 
 
 def _courses(case: Case, scores: Sequence[str]) -> list[tuple[str, int]]:
@@ -232,7 +257,8 @@ def _agreement(experiment, state):
   weights = lambda tree: np.concatenate([np.ravel(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
                                          if prunable(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)])
   flat = {name: weights(score) for name, score in scores.items()}
-  mask_of = lambda name, sparsity: mg.make_mask(scores[name], sparsity, scope=SCORES[name].get("scope", "global"), prunable=prunable)
+  mask_of = lambda name, sparsity: mg.make_mask(scores[name], sparsity, scope=SCORES[name].get("scope", "global"),
+                                                granularity=config.prune.granularity, prunable=prunable)
   kept = {name: weights(mask_of(name, 0.85)) > 0 for name in names}
 
   def accuracy(mask):
@@ -315,7 +341,24 @@ def _mean(by_seed):
 
 _NAMES = {"none": "not pruned", "anp": "ANP", "anp_first_order": "ANP, first-order", "anp_layer": "ANP, layer-wise",
           "anp_signed": "ANP, signed", "snip": "SNIP / Taylor on the ordinary loss",
-          "snip_signed": "SNIP / Taylor on the ordinary loss, signed", "magnitude": "magnitude", "random": "random"}
+          "snip_signed": "SNIP / Taylor on the ordinary loss, signed", "magnitude": "magnitude",
+          "magnitude_layer": "magnitude, layer-wise", "random": "random"}
+
+
+def overview(report: dict[str, Any]) -> str:
+  """One table of all cases at the highest two sparsities."""
+  shown = [score for score in MAIN if score != "none"]
+  lines = ["| network and task | seeds | steps per level | sparsity | not pruned | " + " | ".join(_NAMES[score] for score in shown)
+           + " | ANP minus not pruned | ANP minus SNIP | ANP minus magnitude |", "|---|" + "---|" * (len(shown) + 7)]
+  for case in report["cases"].values():
+    for level_steps, scores in case["courses"].items():
+      for i in (-2, -1):
+        accuracy = [_percent(scores[score][i]["accuracy"]) if score in scores else "" for score in ("none", *shown)]
+        ours = scores.get("anp", ({},) * len(report["levels"]))[i]
+        parts = [ours.get(f"minus_{other}") for other in ("none", "snip", "magnitude")]
+        lines.append(f"| {case['title']} | {len(case['seeds'])} | {level_steps} | {100 * report['levels'][i]:.0f} % | "
+                     + " | ".join(accuracy) + " | " + " | ".join(_points(part) if part else "" for part in parts) + " |")
+  return "\n".join(lines)
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 Both ways give the same rounds; `experiments.training` drives either.
 """
 
-import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -56,8 +56,11 @@ def use_cores(config: ConfigDict) -> None:
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
   forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
   if config.mesh == "auto" and not forced and jax.config.jax_num_cpu_devices < 2:
-    with contextlib.suppress(RuntimeError):  # JAX is in use already: with the devices it has
+    try:
       jax.config.update("jax_num_cpu_devices", cores)
+    except RuntimeError:
+      logging.warning("mesh is 'auto', but JAX is in use already, with %d device(s) for %d cores; to use all, set "
+                      "jax.config.update('jax_num_cpu_devices', %d) before anything else.", len(jax.devices()), cores, cores)
 
 
 def microbatch(config: ConfigDict, mesh: Mesh | None) -> int:

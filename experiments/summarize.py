@@ -102,7 +102,7 @@ def write_readme(text: str, results: Path) -> str:
             "claims": ("tables/report.json", _claims_table), "sparsity": ("sparsity_curve.json", _sparsity_table),
             "anchor": ("pfedme_anchor.json", _anchor_table), "benchmark": ("benchmark.json", _benchmark_table),
             "bfloat16": ("bfloat16.json", _bfloat16_table), "pruned_rounds": ("pruned_rounds.json", pruned_rounds.markdown), "fewshot": ("fewshot.json", _fewshot_table),
-            "anp": ("anp/anp.json", anp_tables.markdown)}
+            "anp": ("anp/anp.json", anp_tables.overview)}
   for name, (file, table) in tables.items():
     path = results / file
     if f"<!-- table: {name} -->" in text and path.is_file():

@@ -48,7 +48,11 @@ def test_the_report_is_recorded_for_readme(recorded, tmp_path):
   summarize.record_anp(workdir, tmp_path)
   assert {path.name for path in (tmp_path / "anp").iterdir()} == {"anp.json", "anp.md", "anp.png"}
   text = summarize.write_readme("<!-- table: anp -->\n<!-- end -->\n", tmp_path)
-  assert (workdir / "anp.md").read_text().strip() in text
+  case = json.loads((workdir / "anp.json").read_text())["cases"]["conv4-1"]
+  for i, level in ((2, 85), (3, 95)):
+    row = next(line for line in text.splitlines() if f"| 5 | {level} % |" in line)
+    for score in ("none", "magnitude"):
+      assert f"| {100 * case['courses']['5'][score][i]['accuracy']['mean']:.1f} ±" in row
   with pytest.raises(SystemExit, match="no anp.json"):
     summarize.record_anp(tmp_path, tmp_path)
 
@@ -69,6 +73,20 @@ def test_records_of_another_configuration_are_not_mixed_in(recorded):
     anp_tables.reproduce(workdir, cases=("conv4-1",), seeds=(1,), scores=("none",), steps=20, level_steps=(5,),
                          splits=small_splits(), fields=FIELDS | {"inner_lr": 0.2}, log=lines.append)
   assert len(lines) == before
+
+
+def test_a_case_that_prunes_otherwise_takes_the_trained_network(recorded):
+  workdir, _, lines, _ = recorded
+  report = anp_tables.reproduce(workdir, cases=("conv4-1-filters",), seeds=(1,), scores=("anp",), steps=20, level_steps=(5,),
+                                splits=small_splits(), fields=FIELDS, log=lines.append)
+  base = "seed-1-base.npz"
+  assert (workdir / "conv4-1-filters" / base).read_bytes() == (workdir / "conv4-1" / base).read_bytes()
+  cases = report["cases"]
+  levels = cases["conv4-1-filters"]["courses"]["5"]["anp"]
+  np.testing.assert_allclose([level["sparsity"] for level in levels[:2]], [0.5, 0.75], atol=0.01)  # of 4 filters, 2 and 3
+  # Whole filters cost more accuracy at once than as many single weights.
+  at_85 = [cases[name]["agreement"]["random"]["at_once"][-1]["mean"] for name in ("conv4-1-filters", "conv4-1")]
+  assert at_85[0] <= at_85[1] + 0.05
 
 
 def test_bad_input(tmp_path):

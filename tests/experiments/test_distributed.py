@@ -209,3 +209,10 @@ def test_a_port_that_is_taken_and_a_count_that_differs():
   for thread in threads:
     thread.join()
   assert caught == ["process 1 says num_processes is 3, here it is 2."] * 2
+
+
+def test_cores_that_cannot_be_used_any_more_are_said():
+  code = ("import jax; jax.random.key(0)\nfrom configs import cifarfs_maml\nfrom experiments import placement\n"
+          "placement.use_cores(cifarfs_maml.get_config())")
+  process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+  assert "JAX is in use already, with 1 device(s)" in process.stderr
