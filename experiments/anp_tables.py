@@ -130,8 +130,6 @@ def reproduce(workdir: str | Path, *, cases: Sequence[str] = tuple(CASES), seeds
 def run_case(folder: Path, case: Case, seed: int, scores: Sequence[str], splits: Splits, log=print) -> None:
   """The base model of a seed, and each score's course from it, as far as they are not recorded."""
   folder.mkdir(parents=True, exist_ok=True)
-  if all(_record(folder, seed, *part).is_file() for part in _courses(case, scores)):
-    return
   base, base_record = folder / f"seed-{seed}-base.npz", _record(folder, seed, "base")
   config = _config(case, seed, "base")
   if case.trained is not None and not base_record.is_file():
@@ -146,13 +144,18 @@ def run_case(folder: Path, case: Case, seed: int, scores: Sequence[str], splits:
         "config": _settings(config, case), "steps": case.steps, "seconds": time.perf_counter() - start,
         "compile_seconds": experiment.clock.seconds["compile"], "episodes_per_second": experiment.episodes_per_second()})
   record = json.loads(base_record.read_text())
+  unmeasured = [name for name in ("anp", *scores) if name != "none" and name not in record.get("agreement", {})]
+  if not unmeasured and "accuracy" in record and all(_record(folder, seed, *part).is_file() for part in _courses(case, scores)):
+    return
   experiment = FewShot(config, splits)  # its compiled evaluation is shared by all courses
+  state = _with_parameters(experiment.init(), base)
   if "accuracy" not in record:
-    state = _with_parameters(experiment.init(), base)
     before, after = experiment.evaluate(state, "test", config.test_episodes)
-    reporting.write_json(base_record, record | {"accuracy": after.tolist(), "before": before.tolist(),
-                                                "agreement": _agreement(experiment, state)})
+    record |= {"accuracy": after.tolist(), "before": before.tolist()}
     log(f"{case.title}, seed {seed}: {100 * after.mean():.2f} % after {case.steps} steps, {record['seconds']:.0f} s")
+  if unmeasured:
+    record["agreement"] = record.get("agreement", {}) | _agreement(experiment, state, unmeasured)
+  reporting.write_json(base_record, record)
   for name, level_steps in _courses(case, scores):
     path = _record(folder, seed, name, level_steps)
     if not path.is_file():
@@ -233,17 +236,16 @@ def _course(config, level_steps, base, splits, evaluate, pruned):
   return {"levels": levels, "level_steps": level_steps, "seconds": time.perf_counter() - start}
 
 
-def _agreement(experiment, state):
-  """How the scores rank the weights of a trained network, against the exact ANP score: Spearman's correlation, and the share of the
-  15 % that its mask keeps which the other's keeps too. With what each costs, and the accuracies on validation episodes after
+def _agreement(experiment, state, names):
+  """How these scores rank the weights of a trained network, against the exact ANP score: Spearman's correlation, and the share of
+  the 15 % that its mask keeps which the other's keeps too. With what each costs, and the accuracies on validation episodes after
   pruning at once, without any training after it."""
   config = experiment.config
   episodes = jax.vmap(lambda key: experiment.sample(key, experiment.splits["train"]))(
       jax.random.split(jax.random.key(7), config.prune.episodes))
   params, loss = jax.device_get(state.params), mg.classification_loss(experiment.network)
   found, scores = {}, {}
-  names = [name for name in SCORES if name != "none"]
-  for name in names:
+  for name in dict.fromkeys(("anp", *names)):
     fields = config.copy_and_resolve_references()
     fields.prune.update(SCORES[name])
     score = make_score(fields, experiment.learner, loss) or (lambda params, *_: mg.magnitude_score(params))
@@ -259,7 +261,7 @@ def _agreement(experiment, state):
   flat = {name: weights(score) for name, score in scores.items()}
   mask_of = lambda name, sparsity: mg.make_mask(scores[name], sparsity, scope=SCORES[name].get("scope", "global"),
                                                 granularity=config.prune.granularity, prunable=prunable)
-  kept = {name: weights(mask_of(name, 0.85)) > 0 for name in names}
+  kept = {name: weights(mask_of(name, 0.85)) > 0 for name in scores}
 
   def accuracy(mask):
     pruned = state._replace(params=mg.apply_mask(params, mask), optimizer=mg.GradualPruningState(0, mask, ()))
@@ -269,7 +271,7 @@ def _agreement(experiment, state):
     found[name] |= {"spearman": float(stats.spearmanr(flat["anp"], flat[name]).statistic),
                     "kept_in_common": float((kept["anp"] & kept[name]).sum() / kept["anp"].sum()),
                     "at_once": [accuracy(mask_of(name, sparsity)) for sparsity in AT_ONCE]}
-  return found
+  return {name: found[name] for name in names}
 
 
 def make_report(workdir: Path) -> dict[str, Any]:
@@ -317,7 +319,7 @@ def _levels(score, runs):
 def _agreements(records):
   """The scores of the networks before pruning, over seeds."""
   found = {}
-  for score in records[0]:
+  for score in (score for score in SCORES if all(score in record for record in records)):
     own = [record[score] for record in records]
     found[score] = {key: float(np.mean([values[key] for values in own]))
                     for key in ("seconds", "temporary_mb", "spearman", "kept_in_common")}

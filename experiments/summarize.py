@@ -54,11 +54,11 @@ def _runs(content):
 
 
 def record_anp(workdir: Path, results: Path) -> None:
-  """Copies the report of the ANP tables of a workdir into results/anp/, and draws its figure there anew."""
-  source = workdir / "anp.json"
-  if not source.is_file():
-    raise SystemExit(f"experiments.summarize: there is no anp.json in {workdir}; run experiments.tables --tables=anp first.")
-  anp_tables.write_report(json.loads(source.read_text()), results / "anp")
+  """Writes the report of the ANP tables of a workdir, as far as they are finished, into results/anp/."""
+  content = anp_tables.make_report(workdir)
+  if not content["cases"]:
+    raise SystemExit(f"experiments.summarize: there are no records in {workdir}; run experiments.tables --tables=anp first.")
+  anp_tables.write_report(content, results / "anp")
 
 
 # What identifies a few-shot run: a second one of the same takes the place of the first.

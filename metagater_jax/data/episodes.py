@@ -96,7 +96,7 @@ def check_episodes(pool: ClassPool, *, ways: int, shots: int, queries: int) -> N
     return  # checked outside, or by the indices themselves: padding is never drawn before the last sample
   fewest = int(pool.count.min())
   if shots + queries > fewest:
-    raise ValueError(f"{shots} shots and {queries} queries need {shots + queries} samples of each class, but a class has "
+    raise ValueError(f"shots={shots} and queries={queries} need {shots + queries} samples of each class, but a class has "
                      f"{fewest}.")
 
 

@@ -133,8 +133,8 @@ def test_a_split_of_classes_is_a_partition():
 
 @pytest.mark.parametrize("fields, message", [
     ({"ways": 9}, "ways=9.*9 ways are more than the 8 classes"),
-    ({"shots": 7}, "7 shots and 4 queries need 11 samples of each class, but a class has 10"),
-    ({"train_queries": 12}, "train_queries=12: 1 shots and 12 queries need 13 samples"),
+    ({"shots": 7}, "shots=7 and queries=4 need 11 samples of each class, but a class has 10"),
+    ({"train_queries": 12}, "train_queries=12: shots=1 and queries=12 need 13 samples"),
     ({"prune": {"average": "mean"}}, "unknown prune.average 'mean'"),
     ({"prune": {"score": "anp", "sparsity": 1.0}}, r"prune.sparsity must lie in \[0, 1\), got 1.0"),
     ({"prune": {"sparsity": 0.5}}, "prune.score is none"),
