@@ -429,8 +429,8 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
       axis.set_visible(True)
       for score, levels in scores.items():
         axis.errorbar([100 * level for level in report["levels"]], [100 * level["accuracy"]["mean"] for level in levels],
-                      yerr=[100 * level["accuracy"]["ci95"] for level in levels], fmt="k--" if score == "none" else "o-",
-                      markersize=4, capsize=2, label=_NAMES[score] + (", same steps" if score == "none" else ""))
+                      yerr=[100 * level["accuracy"]["ci95"] for level in levels], fmt="--" if score == "none" else "o-",
+                      color="k" if score == "none" else f"C{list(SCORES).index(score) - 1}", markersize=4, capsize=2, label=_NAMES[score] + (", same steps" if score == "none" else ""))
       axis.set(xlabel="sparsity (%)", ylabel="accuracy (%)", title=f"{case['title']}: {level_steps} steps per level")
       axis.grid(alpha=0.3)
       axis.legend(fontsize=6)
