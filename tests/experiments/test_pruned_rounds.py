@@ -24,6 +24,7 @@ def recorded(tmp_path_factory):
   return workdir, run(), lines, run
 
 
+@pytest.mark.slow
 def test_scores_are_compared_seed_by_seed(recorded):
   workdir, report, _, _ = recorded
   accuracy = {(score, seed): json.loads((workdir / f"{score}-seed-{seed}" / "result.json").read_text())["accuracy"]["mean"]
@@ -39,6 +40,7 @@ def test_scores_are_compared_seed_by_seed(recorded):
   assert "| ANP |" in pruned_rounds.markdown(report)
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_not_run_again(recorded):
   _, report, lines, run = recorded
   before = len(lines)
