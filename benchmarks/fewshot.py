@@ -1,7 +1,6 @@
 """Meta-training steps on few-shot episodes: ours against a plain PyTorch MAML loop, compilation, and what the ANP score costs."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -91,10 +90,12 @@ def scores(repeats: int, quick: bool) -> list[dict[str, Any]]:
   for name in ("conv4-1",) if quick else ("conv4-1", "resnet12-narrow-1"):
     label, _, params, pool, learner, numbers = _case(name)
     episodes = mg.sample_episodes(jax.random.key(2), pool, 16, **numbers)
-    programs = {(derivative, by_layer): compiled(
-        partial(mg.anp_score, meta_loss=learner.meta_loss, derivative=derivative, by_layer=by_layer), params, tasks=episodes,
-        compiler_options=compiler_options(convolutions=True))
-        for derivative in mg.DERIVATIVES for by_layer in ((False, True) if name.startswith("conv4") else (False,))}
+    programs = {}
+    for derivative in mg.DERIVATIVES:
+      for by_layer in (False, True) if name.startswith("conv4") else (False,):
+        def score(params, episodes, derivative=derivative, by_layer=by_layer):
+          return mg.anp_score(params, learner.meta_loss, episodes, derivative, by_layer=by_layer)
+        programs[derivative, by_layer] = compiled(score, params, episodes, compiler_options=compiler_options(convolutions=True))
     seconds = medians(repeats, {key: p.run for key, p in programs.items()})
     rows += [row(f"ANP score, {label}, {derivative}, {'by layer' if by_layer else 'all layers together'}",
                  1000 * seconds[derivative, by_layer], "ms", key=f"anp-{name}-{derivative}-{by_layer}",
