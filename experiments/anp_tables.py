@@ -27,7 +27,7 @@ from experiments.fewshot_config import check_config
 from experiments.programs import compiler_options
 from experiments.training import load_parameters, save_parameters
 
-__all__ = ["CASES", "LEVELS", "SCORES", "Case", "make_report", "markdown", "overview", "reproduce", "run_case", "write_report"]
+__all__ = ["CASES", "LEVELS", "NAMES", "SCORES", "Case", "make_report", "markdown", "overview", "reproduce", "run_case", "write_report"]
 
 LEVELS = (0.5, 0.7, 0.85, 0.95)
 # Sparsities at which a trained network is pruned at once, without training after it.
@@ -39,6 +39,11 @@ SCORES = {"none": {}, "anp": {"score": "anp", "average": "absolute"},
           "anp_signed": {"score": "anp", "average": "signed"}, "snip": {"score": "snip", "average": "absolute"},
           "snip_signed": {"score": "snip", "average": "signed"}, "magnitude": {"score": "magnitude"},
           "magnitude_layer": {"score": "magnitude", "scope": "layer"}, "random": {"score": "random"}}
+# Names in the tables to what a reader sees.
+NAMES = {"none": "not pruned", "anp": "ANP", "anp_first_order": "ANP, first-order", "anp_layer": "ANP, layer-wise",
+          "anp_signed": "ANP, signed", "snip": "SNIP / Taylor on the ordinary loss",
+          "snip_signed": "SNIP / Taylor on the ordinary loss, signed", "magnitude": "magnitude",
+          "magnitude_layer": "magnitude, layer-wise", "random": "random"}
 
 
 class Case(NamedTuple):
@@ -104,7 +109,8 @@ def reproduce(workdir: str | Path, *, cases: Sequence[str] = tuple(CASES), seeds
   for name in cases:
     case = CASES[name]
     if steps is not None:
-      case = case._replace(steps=steps, level_steps=tuple(round(count * steps / case.steps) for count in case.level_steps))
+      case = case._replace(steps=steps, level_steps=tuple(
+          dict.fromkeys(max(2, round(count * steps / case.steps)) for count in case.level_steps)))
     case = case._replace(level_steps=case.level_steps if level_steps is None else tuple(level_steps),
                          fields=case.fields | {"data_dir": data_dir} | (fields or {}))
     if case.steps < 1 or not case.level_steps or min(case.level_steps) < 2:
@@ -341,16 +347,10 @@ def _mean(by_seed):
           "by_seed": [float(np.mean(seed)) for seed in by_seed]}
 
 
-_NAMES = {"none": "not pruned", "anp": "ANP", "anp_first_order": "ANP, first-order", "anp_layer": "ANP, layer-wise",
-          "anp_signed": "ANP, signed", "snip": "SNIP / Taylor on the ordinary loss",
-          "snip_signed": "SNIP / Taylor on the ordinary loss, signed", "magnitude": "magnitude",
-          "magnitude_layer": "magnitude, layer-wise", "random": "random"}
-
-
 def overview(report: dict[str, Any]) -> str:
   """One table of all cases at the highest two sparsities."""
   shown = [score for score in MAIN if score != "none"]
-  lines = ["| network and task | seeds | steps per level | sparsity | not pruned | " + " | ".join(_NAMES[score] for score in shown)
+  lines = ["| network and task | seeds | steps per level | sparsity | not pruned | " + " | ".join(NAMES[score] for score in shown)
            + " | ANP minus not pruned | ANP minus SNIP | ANP minus magnitude |", "|---|" + "---|" * (len(shown) + 7)]
   for case in report["cases"].values():
     for level_steps, scores in case["courses"].items():
@@ -375,16 +375,16 @@ def markdown(report: dict[str, Any]) -> str:
                 "| score | seeds | " + " | ".join(f"{100 * level:.0f} %" for level in report["levels"]) + " |",
                 "|---|---|" + "---|" * len(report["levels"])]
       for score, levels in scores.items():
-        lines.append(f"| {_NAMES[score]} | {len(levels[0]['seeds'])} | " + " | ".join(_percent(x["accuracy"]) for x in levels) + " |")
+        lines.append(f"| {NAMES[score]} | {len(levels[0]['seeds'])} | " + " | ".join(_percent(x["accuracy"]) for x in levels) + " |")
       ours = [score for score in scores if score.startswith("anp")]
       if ours:
         lines += ["", "Differences on the same episodes, in points, and by seed:", "",
-                  "| score | sparsity | " + " | ".join(f"minus {_NAMES[other]}" for other in _COMPARED) + " |",
+                  "| score | sparsity | " + " | ".join(f"minus {NAMES[other]}" for other in _COMPARED) + " |",
                   "|---|---|" + "---|" * len(_COMPARED)]
         for score in ours:
           for i in (i for i, level in enumerate(report["levels"]) if level >= 0.85):
             parts = [scores[score][i].get(f"minus_{other}") for other in _COMPARED]
-            lines.append(f"| {_NAMES[score]} | {100 * report['levels'][i]:.0f} % | "
+            lines.append(f"| {NAMES[score]} | {100 * report['levels'][i]:.0f} % | "
                          + " | ".join(_points(part) if part else "" for part in parts) + " |")
       lines.append("")
     lines += ["The scores of the networks before pruning; accuracy (%) is on validation episodes after pruning at once, without any "
@@ -396,7 +396,7 @@ def markdown(report: dict[str, Any]) -> str:
       at_once = [_percent(part) for part in values["at_once"]]
       if "anp_minus" in values:
         at_once = [f"{part} ({100 * d['mean']:+.1f} ± {100 * d['ci95']:.1f})" for part, d in zip(at_once, values["anp_minus"])]
-      lines.append(f"| {_NAMES[score]} | {values['spearman']:.2f} | {100 * values['kept_in_common']:.0f} % | "
+      lines.append(f"| {NAMES[score]} | {values['spearman']:.2f} | {100 * values['kept_in_common']:.0f} % | "
                    f"{values['seconds']:.2f} | {values['temporary_mb']:.0f} | " + " | ".join(at_once) + " |")
     lines.append("")
   return "\n".join(lines)
@@ -430,7 +430,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
       for score, levels in scores.items():
         axis.errorbar([100 * level for level in report["levels"]], [100 * level["accuracy"]["mean"] for level in levels],
                       yerr=[100 * level["accuracy"]["ci95"] for level in levels], fmt="--" if score == "none" else "o-",
-                      color="k" if score == "none" else f"C{list(SCORES).index(score) - 1}", markersize=4, capsize=2, label=_NAMES[score] + (", same steps" if score == "none" else ""))
+                      color="k" if score == "none" else f"C{list(SCORES).index(score) - 1}", markersize=4, capsize=2, label=NAMES[score] + (", same steps" if score == "none" else ""))
       axis.set(xlabel="sparsity (%)", ylabel="accuracy (%)", title=f"{case['title']}: {level_steps} steps per level")
       axis.grid(alpha=0.3)
       axis.legend(fontsize=6)

@@ -17,7 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import cifar10_anp
-from experiments import placement, reporting
+from experiments import anp_tables, placement, reporting
+from experiments.anp_tables import NAMES
 from experiments.config import ConfigError, check_config, check_same, closest, with_fields
 from experiments.paired import paired_difference
 from experiments.training import run_seeds
@@ -26,11 +27,8 @@ from metagater_jax.data.datasets import Dataset
 __all__ = ["SCORES", "main", "markdown", "reproduce"]
 
 # Name in the table to fields of `prune`.
-SCORES: dict[str, dict[str, Any]] = {
-    "none": {"score": "none", "sparsity": 0.0}, "anp": {"score": "anp"}, "anp_signed": {"score": "anp", "average": "signed"},
-    "snip": {"score": "snip"}, "magnitude": {"score": "magnitude"}}
-_NAMES = {"none": "not pruned", "anp": "ANP", "anp_signed": "ANP, signed", "snip": "SNIP / Taylor on the ordinary loss",
-          "magnitude": "magnitude"}
+SCORES: dict[str, dict[str, Any]] = {"none": {"score": "none", "sparsity": 0.0}} | {
+    name: anp_tables.SCORES[name] for name in ("anp", "anp_signed", "snip", "magnitude")}
 # Fields on which a run's numbers do not depend.
 _FREE = ("data_dir", "mesh", "task_axis", "microbatch", "seed_axis", "rounds_per_dispatch", "name", "memory_mb", "eval_every")
 
@@ -81,7 +79,7 @@ def reproduce(workdir: str | Path, *, scores: Sequence[str] = tuple(SCORES), see
     for outcome in run_seeds(own, missing, dataset, quiet=True).values():
       if isinstance(outcome, Exception):
         raise outcome
-    log(f"{_NAMES[score]}: " + ", ".join(f"{100 * _accuracy(folder):.2f} %" for folder in folders.values()))
+    log(f"{NAMES[score]}: " + ", ".join(f"{100 * _accuracy(folder):.2f} %" for folder in folders.values()))
   return _report(workdir, scores, seeds, config)
 
 
@@ -117,10 +115,10 @@ def markdown(report: dict[str, Any]) -> str:
            f"{'kernels' if report['head'] else 'convolutions’ kernels'} pruned, seeds {', '.join(map(str, report['seeds']))}; differences "
            "in points with their 95 % interval over seeds (paired, Student's t).", "",
            "| score | accuracy of target tasks by seed (%) | mean (%) | parameters kept | " + " | ".join(
-               f"minus {_NAMES[other]}" for other in others) + " |", "|---|---|---|---|" + "---|" * len(others)]
+               f"minus {NAMES[other]}" for other in others) + " |", "|---|---|---|---|" + "---|" * len(others)]
   for score, entry in report["scores"].items():
     parts = [entry["differences"].get(other) for other in others]
-    lines.append(f"| {_NAMES[score]} | {', '.join(f'{100 * value:.1f}' for value in entry['accuracy'])} | "
+    lines.append(f"| {NAMES[score]} | {', '.join(f'{100 * value:.1f}' for value in entry['accuracy'])} | "
                  f"{100 * np.mean(entry['accuracy']):.1f} | {entry['parameters_kept']:,} | "
                  + " | ".join(_difference(part) if part else "" for part in parts) + " |")
   return "\n".join(lines)

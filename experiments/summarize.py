@@ -89,7 +89,8 @@ def _fewshot_table(entries: list[dict[str, Any]]) -> str:
   for e in entries:
     pruned = f"{100 * e['sparsity']:.0f} % by {e['score']}" if e["sparsity"] else "no"
     lines.append(f"| {e['name']}, {e['ways']}-way {e['shots']}-shot | {e['model']} ({e['parameters']['all']:,} parameters), "
-                 f"{e['learner']} | {e['steps']:,} | {'yes' if e['augment'] else 'no'} | {e['seed']} | {pruned} | {share(e['accuracy_before_adaptation'])} | "
+                 f"{e['learner']} | {e['steps']:,} | {'yes' if e['augment'] else 'no'} | {e['seed']} | {pruned} | "
+                 f"{share(e['accuracy_before_adaptation'])} | "
                  f"{share(e['accuracy'])} ({e['accuracy']['episodes']:,}) | {e['seconds']['train'] / 60:.0f} min |")
   return "\n".join(lines)
 
@@ -101,8 +102,8 @@ def write_readme(text: str, results: Path) -> str:
             "table2": ("tables/report.json", lambda content: report.table_markdown(content["tables"]["2"])),
             "claims": ("tables/report.json", _claims_table), "sparsity": ("sparsity_curve.json", _sparsity_table),
             "anchor": ("pfedme_anchor.json", _anchor_table), "benchmark": ("benchmark.json", _benchmark_table),
-            "bfloat16": ("bfloat16.json", _bfloat16_table), "pruned_rounds": ("pruned_rounds.json", pruned_rounds.markdown), "fewshot": ("fewshot.json", _fewshot_table),
-            "anp": ("anp/anp.json", anp_tables.overview)}
+            "bfloat16": ("bfloat16.json", _bfloat16_table), "fewshot": ("fewshot.json", _fewshot_table),
+            "pruned_rounds": ("pruned_rounds.json", pruned_rounds.markdown), "anp": ("anp/anp.json", anp_tables.overview)}
   for name, (file, table) in tables.items():
     path = results / file
     if f"<!-- table: {name} -->" in text and path.is_file():

@@ -220,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--tables", type=names, default=list(TABLES),
                       help="by number, separated by commas, or anp; default: all with a number")
   parser.add_argument("--protocols", type=names, help="only the rows of these protocols, cifar10 for instance; of anp the cases")
+  parser.add_argument("--scores", type=names, help="of anp: only these; default: all")
   parser.add_argument("--seeds", type=int, help="seeds 1 ... so many; default: 5, of anp 3")
   parser.add_argument("--rounds", type=int, help="of every run; default: what the protocols' configs say")
   parser.add_argument("--workdir", default="runs/tables", help="where runs are recorded and the report goes")
@@ -236,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       print(f"{options.workdir}/report.md, report.html and report.json, after {time.perf_counter() - start:.0f} s")
     if "anp" in options.tables:
       anp_tables.reproduce(options.workdir, cases=options.protocols or tuple(anp_tables.CASES), seeds=seeds(3),
-                           steps=options.rounds, data_dir=options.data_dir, log=log)
+                           scores=options.scores or tuple(anp_tables.SCORES), steps=options.rounds, data_dir=options.data_dir, log=log)
       print(f"{options.workdir}/anp.md, anp.json and anp.png, after {time.perf_counter() - start:.0f} s")
   except ConfigError as error:
     reporting.fail("experiments.tables", error)

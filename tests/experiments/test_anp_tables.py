@@ -96,6 +96,6 @@ def test_a_case_that_prunes_otherwise_takes_the_trained_network(recorded):
 
 def test_bad_input(tmp_path):
   for options, message in (({"cases": ("conv5-1",)}, "unknown case 'conv5-1'. Did you mean 'conv4-1'"),
-                           ({"scores": ("npa",)}, "unknown score 'npa'"), ({"seeds": ()}, "at least one seed"), ({"steps": 4}, "conv4-1: 4 steps of meta-training and 0, 0 at each")):
+                           ({"scores": ("npa",)}, "unknown score 'npa'"), ({"seeds": ()}, "at least one seed"), ({"level_steps": (50, 1)}, "conv4-1: 8000 steps of meta-training and 50, 1 at each")):
     with pytest.raises(ConfigError, match=message):
       anp_tables.reproduce(tmp_path, **options)
