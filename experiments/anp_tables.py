@@ -358,7 +358,8 @@ def overview(report: dict[str, Any]) -> str:
         accuracy = [_percent(scores[score][i]["accuracy"]) if score in scores else "" for score in ("none", *shown)]
         ours = scores.get("anp", ({},) * len(report["levels"]))[i]
         parts = [ours.get(f"minus_{other}") for other in ("none", "snip", "magnitude")]
-        lines.append(f"| {case['title']} | {len(case['seeds'])} | {level_steps} | {100 * report['levels'][i]:.0f} % | "
+        seeds = min(len(levels[i]["seeds"]) for levels in scores.values())
+        lines.append(f"| {case['title']} | {seeds} | {level_steps} | {100 * report['levels'][i]:.0f} % | "
                      + " | ".join(accuracy) + " | " + " | ".join(_points(part) if part else "" for part in parts) + " |")
   return "\n".join(lines)
 
@@ -428,9 +429,11 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     for axis, (level_steps, scores) in zip(column, case["courses"].items()):
       axis.set_visible(True)
       for score, levels in scores.items():
+        unpruned = score == "none"
         axis.errorbar([100 * level for level in report["levels"]], [100 * level["accuracy"]["mean"] for level in levels],
-                      yerr=[100 * level["accuracy"]["ci95"] for level in levels], fmt="--" if score == "none" else "o-",
-                      color="k" if score == "none" else f"C{list(SCORES).index(score) - 1}", markersize=4, capsize=2, label=NAMES[score] + (", same steps" if score == "none" else ""))
+                      yerr=[100 * level["accuracy"]["ci95"] for level in levels], fmt="--" if unpruned else "o-",
+                      color="k" if unpruned else f"C{list(SCORES).index(score) - 1}", markersize=4, capsize=2,
+                      label=NAMES[score] + (", same steps" if unpruned else ""))
       axis.set(xlabel="sparsity (%)", ylabel="accuracy (%)", title=f"{case['title']}: {level_steps} steps per level")
       axis.grid(alpha=0.3)
       axis.legend(fontsize=6)

@@ -111,7 +111,7 @@ def result_table(result: dict[str, Any]) -> str:
       ("accuracy before adaptation", share(result["accuracy_before_adaptation"])),
       ("accuracy after adaptation", share(result["accuracy"])),
       ("sparsity of gated layers", share(result["sparsity"]) if result["sparsity"] else "no gates"),
-      *([("pruned of the backbone's kernels", f"{100 * result['pruned']:.1f} %")] if result["pruned"] is not None else []),
+      *([("pruned of the prunable kernels", f"{100 * result['pruned']:.1f} %")] if result["pruned"] is not None else []),
       ("multiply-accumulates per image", cost(result["macs"])),
       ("parameters", cost(result["parameters"]) + (
           f", {result['parameters_kept']:,} left by pruning" if result["pruned"] is not None else "")),
@@ -130,7 +130,7 @@ def fewshot_table(result: dict[str, Any]) -> str:
   kept = result["parameters"]
   rows = [("accuracy before adaptation", share(result["accuracy_before_adaptation"])),
           ("accuracy after adaptation", share(result["accuracy"])),
-          ("sparsity of the kernels", f"{100 * result['sparsity']:.1f} %" if result["sparsity"] else "not pruned"),
+          ("sparsity of prunable kernels", f"{100 * result['sparsity']:.1f} %" if result["sparsity"] else "not pruned"),
           ("parameters", f"{kept['all']:,}" + (f", {kept['kept']:,} kept" if result["sparsity"] else "")),
           ("meta-training", f"{result['episodes_per_second']:.1f} episodes per second"),
           ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items()))]
@@ -149,7 +149,7 @@ def plot_fewshot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None
   axis.plot(steps, [row["accuracy"] for row in rows], "o-", markersize=4, label="accuracy after adaptation")
   axis.plot(steps, [row["accuracy_before"] for row in rows], "s--", markersize=4, label="accuracy before adaptation")
   if any(row["sparsity"] for row in rows):
-    axis.plot(steps, [row["sparsity"] for row in rows], "^:", color="tab:green", markersize=4, label="sparsity of the kernels")
+    axis.plot(steps, [row["sparsity"] for row in rows], "^:", color="tab:green", markersize=4, label="sparsity of prunable kernels")
   axis.set(xlabel="meta-training step", ylabel="fraction", ylim=(0, 1.02), title=f"{title}, validation classes")
   axis.grid(alpha=0.3)
   axis.legend(loc="best")
@@ -172,7 +172,7 @@ def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], title: str) -> Non
     axis.plot(rounds, [row["sparsity_mean"] for row in rows], "^:", color="tab:green", markersize=4,
               label="sparsity of gated layers")
   if rows and rows[0]["pruned"] is not None:
-    axis.plot(rounds, [row["pruned"] for row in rows], "v-.", color="tab:red", markersize=4, label="pruned of the kernels")
+    axis.plot(rounds, [row["pruned"] for row in rows], "v-.", color="tab:red", markersize=4, label="pruned of the prunable kernels")
   axis.set(xlabel="communication round", ylabel="fraction", ylim=(0, 1.02), title=title)
   axis.grid(alpha=0.3)
   axis.legend(loc="best")
