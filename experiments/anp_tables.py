@@ -60,16 +60,16 @@ class Case(NamedTuple):
 
 
 # Of the scores that are not here, a course with few steps per level is enough.
-MAIN = ("none", "anp", "anp_first_order", "snip", "magnitude")
+MAIN = ("none", "anp", "snip", "magnitude")
 # ANIL, because a step of it costs a third of MAML's and reaches more in the same time; `conv4-1-maml` is there to compare.
 _ANIL = {"learner": "anil", "train_queries": 5}
 _CONV4 = {"widths": (64, 64, 64, 64)}
 _RESNET = {"model": "resnet12", "widths": (16, 32, 64, 128)}
 CASES = {
-    "conv4-1": Case("Conv-4 (64), ANIL, 5-way 1-shot", _ANIL | _CONV4 | {"shots": 1}, 8000, (50, 400)),
+    "conv4-1": Case("Conv-4 (64), ANIL, 5-way 1-shot", _ANIL | _CONV4 | {"shots": 1}, 8000, (50, 400, 1600)),
     "conv4-5": Case("Conv-4 (64), ANIL, 5-way 5-shot", _ANIL | _CONV4 | {"shots": 5}, 5000, (50, 400)),
-    "resnet12-1": Case("ResNet-12 (16-32-64-128), ANIL, 5-way 1-shot", _ANIL | _RESNET | {"shots": 1}, 4000, (50, 200)),
-    "resnet12-5": Case("ResNet-12 (16-32-64-128), ANIL, 5-way 5-shot", _ANIL | _RESNET | {"shots": 5}, 3000, (50, 200)),
+    "resnet12-1": Case("ResNet-12 (16-32-64-128), ANIL, 5-way 1-shot", _ANIL | _RESNET | {"shots": 1}, 4000, (50, 400)),
+    "resnet12-5": Case("ResNet-12 (16-32-64-128), ANIL, 5-way 5-shot", _ANIL | _RESNET | {"shots": 5}, 3000, (50, 400)),
     "conv4-1-filters": Case("Conv-4 (64), ANIL, 5-way 1-shot, whole filters", _ANIL | _CONV4 | {
         "shots": 1, "prune": {"granularity": "channel"}}, 8000, (50,), trained="conv4-1"),
     "conv4-1-maml": Case("Conv-4 (32), MAML, 5-way 1-shot", {"shots": 1}, 8000, (50, 400)),
@@ -219,14 +219,16 @@ def _with_parameters(state, path):
 
 
 def _course(config, level_steps, base, splits, evaluate, pruned):
-  """Meta-training through all levels from saved parameters: accuracies on test episodes at the end of each."""
+  """Meta-training through all levels from saved parameters: accuracies on test episodes at the end of each. The mask is made anew
+  five times on the way to a level, in the first half of its steps, or the first 200; in the others what is left recovers."""
   start = time.perf_counter()
   experiment = FewShot(config, splits)
   restarts = optax.join_schedules([optax.cosine_decay_schedule(config.outer_lr, level_steps) for _ in LEVELS],
                                   [level_steps * i for i in range(1, len(LEVELS))])
   optimizer = optax.adam(restarts)
   if pruned:
-    schedule = mg.staged_schedule(LEVELS, level_steps, every=max(1, level_steps // 10))
+    rising = min(level_steps // 2, 200)
+    schedule = mg.staged_schedule(LEVELS, level_steps, every=max(1, rising // 5), ramp=rising / level_steps)
     optimizer = mg.gradual_pruning(optimizer, schedule, scope=config.prune.scope, granularity=config.prune.granularity,
                                    prunable=experiment.prunable)
   state = _with_parameters(experiment.init(optimizer), base)
@@ -301,19 +303,21 @@ def make_report(workdir: Path) -> dict[str, Any]:
       _, seed, score, level_steps = path.stem.split("-")
       records.setdefault(int(level_steps), {}).setdefault(score, {})[int(seed)] = json.loads(path.read_text())["levels"]
     for level_steps, runs in sorted(records.items()):
-      entry["courses"][str(level_steps)] = {score: _levels(score, runs) for score in SCORES if score in runs}
+      entry["courses"][str(level_steps)] = {score: _levels(score, runs, bases) for score in SCORES if score in runs}
     report["cases"][name] = entry
   return report
 
 
-def _levels(score, runs):
-  """At each sparsity: accuracy over seeds and episodes, and the differences from other scores on the same episodes."""
+def _levels(score, runs, bases):
+  """At each sparsity: accuracy over seeds and episodes, and on the same episodes the differences from the network before pruning
+  and from other scores."""
   levels = []
   for i in range(len(LEVELS)):
     own = {seed: record[i] for seed, record in sorted(runs[score].items())}
     level = {"sparsity": float(np.mean([x["sparsity"] for x in own.values()])), "seeds": list(own),
              "train_loss": float(np.mean([x["train_loss"] for x in own.values()])),
-             "accuracy": _mean([x["accuracy"] for x in own.values()])}
+             "accuracy": _mean([x["accuracy"] for x in own.values()]),
+             "minus_base": _mean([np.subtract(x["accuracy"], bases[seed]["accuracy"]) for seed, x in own.items()])}
     for other in _COMPARED:
       both = [seed for seed in own if seed in runs.get(other, {})]
       if other != score and both:
@@ -350,16 +354,18 @@ def _mean(by_seed):
 def overview(report: dict[str, Any]) -> str:
   """One table of all cases at the highest two sparsities."""
   shown = [score for score in MAIN if score != "none"]
-  lines = ["| network and task | seeds | steps per level | sparsity | not pruned | " + " | ".join(NAMES[score] for score in shown)
-           + " | ANP minus not pruned | ANP minus SNIP | ANP minus magnitude |", "|---|" + "---|" * (len(shown) + 7)]
+  lines = ["| network and task | seeds | before pruning | steps per level | sparsity | not pruned | "
+           + " | ".join(NAMES[score] for score in shown)
+           + " | ANP minus before pruning | ANP minus not pruned | ANP minus SNIP | ANP minus magnitude |",
+           "|---|" + "---|" * (len(shown) + 9)]
   for case in report["cases"].values():
     for level_steps, scores in case["courses"].items():
       for i in (-2, -1):
         accuracy = [_percent(scores[score][i]["accuracy"]) if score in scores else "" for score in ("none", *shown)]
         ours = scores.get("anp", ({},) * len(report["levels"]))[i]
-        parts = [ours.get(f"minus_{other}") for other in ("none", "snip", "magnitude")]
+        parts = [ours.get(f"minus_{other}") for other in ("base", "none", "snip", "magnitude")]
         seeds = min(len(levels[i]["seeds"]) for levels in scores.values())
-        lines.append(f"| {case['title']} | {seeds} | {level_steps} | {100 * report['levels'][i]:.0f} % | "
+        lines.append(f"| {case['title']} | {seeds} | {_percent(case['base'])} | {level_steps} | {100 * report['levels'][i]:.0f} % | "
                      + " | ".join(accuracy) + " | " + " | ".join(_points(part) if part else "" for part in parts) + " |")
   return "\n".join(lines)
 
@@ -380,11 +386,11 @@ def markdown(report: dict[str, Any]) -> str:
       ours = [score for score in scores if score.startswith("anp")]
       if ours:
         lines += ["", "Differences on the same episodes, in points, and by seed:", "",
-                  "| score | sparsity | " + " | ".join(f"minus {NAMES[other]}" for other in _COMPARED) + " |",
-                  "|---|---|" + "---|" * len(_COMPARED)]
+                  "| score | sparsity | minus before pruning | " + " | ".join(f"minus {NAMES[other]}" for other in _COMPARED) + " |",
+                  "|---|---|---|" + "---|" * len(_COMPARED)]
         for score in ours:
           for i in (i for i, level in enumerate(report["levels"]) if level >= 0.85):
-            parts = [scores[score][i].get(f"minus_{other}") for other in _COMPARED]
+            parts = [scores[score][i].get(f"minus_{other}") for other in ("base", *_COMPARED)]
             lines.append(f"| {NAMES[score]} | {100 * report['levels'][i]:.0f} % | "
                          + " | ".join(_points(part) if part else "" for part in parts) + " |")
       lines.append("")

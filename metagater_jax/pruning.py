@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from metagater_jax.local import Loss
 from metagater_jax.tasks import sum_over_tasks
 
-__all__ = ["AVERAGES", "SCORES", "anp_score", "apply_mask", "connection_saliency", "is_kernel", "magnitude_score", "make_mask", "mask_sparsity",
-           "nonzero_mask", "prune_further", "random_score", "snip_score"]
+__all__ = ["AVERAGES", "SCORES", "anp_score", "apply_mask", "connection_saliency", "is_kernel", "magnitude_score", "make_mask",
+           "mask_sparsity", "nonzero_mask", "prune_further", "random_score", "snip_score"]
 
 Params = Any
 
@@ -76,7 +76,8 @@ def anp_score(params: Params, meta_loss: Callable[..., jax.Array], tasks: Any, d
     average: over the tasks: "signed", the score of the mean objective M as above; "absolute", the mean of the tasks' own scores
       |w ⊙ ∇L_query(A_T(w))|. Near a minimum of M the tasks' gradients cancel, and "signed" ranks what is left by chance.
     mask: what is pruned already. It holds in the inner loop, or weights that are gone would move in it.
-    by_layer: one gradient after the other, each of one leaf only: less memory for more time, the same score.
+    by_layer: one gradient after the other, each of one layer only: less memory for more time, the same score. A layer is the leaves
+      with one parent in the tree; a leaf at its top is a layer of its own.
     task_axis: see `map_tasks`.
     axis_name: of a mesh over which the tasks are spread evenly; each device has its part of `tasks`.
 
@@ -96,16 +97,23 @@ def anp_score(params: Params, meta_loss: Callable[..., jax.Array], tasks: Any, d
 
   if not by_layer:
     return score(lambda w, task: meta_loss(w, task, mask=mask, derivative=derivative), params)
-  leaves, structure = jax.tree.flatten(params)
-  scores = []
-  for i in range(len(leaves)):
+  paths, structure = jax.tree_util.tree_flatten_with_path(params)
+  leaves = [leaf for _, leaf in paths]
+  layers: dict[Any, list[int]] = {}
+  for i, (path, _) in enumerate(paths):
+    layers.setdefault(path[:-1] or path, []).append(i)
+  scores: dict[int, jax.Array] = {}
+  for layer in layers.values():
     # Behind a barrier, or the compiler would make one program with all gradients out of it again.
     fixed, _ = jax.lax.optimization_barrier((leaves, scores))
 
-    def loss_of_leaf(leaf, task, i=i, fixed=fixed):
-      return meta_loss(jax.tree.unflatten(structure, [*fixed[:i], leaf, *fixed[i + 1:]]), task, mask=mask, derivative=derivative)
-    scores.append(score(loss_of_leaf, fixed[i]))
-  return jax.tree.unflatten(structure, scores)
+    def loss_of_layer(own, task, layer=layer, fixed=fixed):
+      changed = list(fixed)
+      for i, leaf in zip(layer, own):
+        changed[i] = leaf
+      return meta_loss(jax.tree.unflatten(structure, changed), task, mask=mask, derivative=derivative)
+    scores |= dict(zip(layer, score(loss_of_layer, [fixed[i] for i in layer])))
+  return jax.tree.unflatten(structure, [scores[i] for i in range(len(leaves))])
 
 
 def task_sensitivity(params: Params, gradient: Params, average: str) -> Params:

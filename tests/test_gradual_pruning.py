@@ -75,6 +75,20 @@ def test_anp_is_the_sensitivity_of_the_meta_objective_to_the_mask(derivative):
       np.testing.assert_allclose(score[name].ravel(), expected, rtol=2e-3, atol=1e-6)
 
 
+def test_by_layer_takes_a_gradient_per_layer(few_shot):
+  """A kernel and its bias are one layer: as many gradients as layers, and the score is that of all at once."""
+  make, params, pool = few_shot
+  learner, gradients = make(inner_lr=0.1, inner_steps=1), []
+  episodes = mg.sample_episodes(jax.random.key(1), pool, 2, **SAMPLE)
+
+  def meta_loss(*args, **options):
+    gradients.append(args)
+    return learner.meta_loss(*args, **options)
+  score = mg.anp_score(params, meta_loss, episodes, by_layer=True, task_axis="vmap")
+  assert len(gradients) == len(params["backbone"]) < len(jax.tree.leaves(params))
+  chex.assert_trees_all_close(score, mg.anp_score(params, learner.meta_loss, episodes), rtol=1e-3, atol=1e-6)
+
+
 def test_first_order_is_exact_without_inner_steps_of_any_length(few_shot):
   make, params, pool = few_shot
   episodes = mg.sample_episodes(jax.random.key(1), pool, 4, **SAMPLE)

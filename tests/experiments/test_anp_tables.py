@@ -34,6 +34,9 @@ def test_levels_and_differences(recorded):
   found = levels[2]["minus_none"]
   assert found["mean"] == pytest.approx(differences.mean())
   assert found["ci95"] == pytest.approx(1.96 * differences.std(ddof=1) / np.sqrt(60))
+  base = [json.loads((workdir / "conv4-1" / f"seed-{seed}-base.json").read_text())["accuracy"] for seed in (1, 2)]
+  after = [runs[seed, "magnitude"]["levels"][2]["accuracy"] for seed in (1, 2)]
+  assert levels[2]["minus_base"]["mean"] == pytest.approx(np.mean(after) - np.mean(base))
   assert all(level["sparsity"] == 0 for level in case["courses"]["5"]["none"])
   assert case["agreement"]["anp"]["spearman"] == pytest.approx(1)
   assert 0 < case["agreement"]["magnitude"]["kept_in_common"] < 1
@@ -96,6 +99,7 @@ def test_a_case_that_prunes_otherwise_takes_the_trained_network(recorded):
 
 def test_bad_input(tmp_path):
   for options, message in (({"cases": ("conv5-1",)}, "unknown case 'conv5-1'. Did you mean 'conv4-1'"),
-                           ({"scores": ("npa",)}, "unknown score 'npa'"), ({"seeds": ()}, "at least one seed"), ({"level_steps": (50, 1)}, "conv4-1: 8000 steps of meta-training and 50, 1 at each")):
+                           ({"scores": ("npa",)}, "unknown score 'npa'"), ({"seeds": ()}, "at least one seed"),
+                           ({"level_steps": (50, 1)}, "conv4-1: 8000 steps of meta-training and 50, 1 at each")):
     with pytest.raises(ConfigError, match=message):
       anp_tables.reproduce(tmp_path, **options)
