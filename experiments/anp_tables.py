@@ -27,7 +27,8 @@ from experiments.fewshot_config import check_config
 from experiments.programs import compiler_options
 from experiments.training import load_parameters, save_parameters
 
-__all__ = ["CASES", "LEVELS", "NAMES", "SCORES", "Case", "make_report", "markdown", "overview", "reproduce", "run_case", "write_report"]
+__all__ = ["CASES", "LEVELS", "NAMES", "SCORES", "Case", "make_report", "markdown", "overview", "reproduce", "run_case",
+           "write_report"]
 
 LEVELS = (0.5, 0.7, 0.85, 0.95)
 # Sparsities at which a trained network is pruned at once, without training after it.
@@ -166,7 +167,8 @@ def run_case(folder: Path, case: Case, seed: int, scores: Sequence[str], splits:
     path = _record(folder, seed, name, level_steps)
     if not path.is_file():
       own = _config(case, seed, name, level_steps)
-      record = {"config": _settings(own, case)} | _course(own, level_steps, base, splits, experiment.evaluate, pruned=name != "none")
+      record = {"config": _settings(own, case)} | _course(
+          own, level_steps, base, splits, experiment.evaluate, pruned=name != "none")
       reporting.write_json(path, record)
       log(f"{case.title}, seed {seed}, {name}, {level_steps} steps: " + ", ".join(
           f"{100 * np.mean(level['accuracy']):.2f} % at {level['sparsity']:.2f}" for level in record["levels"])
@@ -180,7 +182,8 @@ def _take(other: Path, base: Path, base_record: Path, settings: dict[str, Any]) 
     trained = lambda config: {field: value for field, value in config.items() if field != "prune"}
     if trained(record["config"]) == trained(settings):
       shutil.copy(other / base.name, base)
-      reporting.write_json(base_record, {field: value for field, value in record.items() if field not in _MEASURED} | {"config": settings})
+      reporting.write_json(base_record, {field: value for field, value in record.items() if field not in _MEASURED} | {
+          "config": settings})
 
 
 # What is measured on a base model after its training.
@@ -189,7 +192,8 @@ _MEASURED = ("accuracy", "before", "agreement")
 
 def _courses(case: Case, scores: Sequence[str]) -> list[tuple[str, int]]:
   """(score, steps per level), the longest for the main scores only."""
-  return [(score, steps) for steps in sorted(case.level_steps) for score in scores if steps == min(case.level_steps) or score in MAIN]
+  return [(score, steps) for steps in sorted(case.level_steps) for score in scores
+          if steps == min(case.level_steps) or score in MAIN]
 
 
 def _record(folder: Path, seed: int, part: str, level_steps: int | None = None) -> Path:

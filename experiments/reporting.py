@@ -149,7 +149,8 @@ def plot_fewshot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None
   axis.plot(steps, [row["accuracy"] for row in rows], "o-", markersize=4, label="accuracy after adaptation")
   axis.plot(steps, [row["accuracy_before"] for row in rows], "s--", markersize=4, label="accuracy before adaptation")
   if any(row["sparsity"] for row in rows):
-    axis.plot(steps, [row["sparsity"] for row in rows], "^:", color="tab:green", markersize=4, label="sparsity of prunable kernels")
+    axis.plot(steps, [row["sparsity"] for row in rows], "^:", color="tab:green", markersize=4,
+              label="sparsity of prunable kernels")
   axis.set(xlabel="meta-training step", ylabel="fraction", ylim=(0, 1.02), title=f"{title}, validation classes")
   axis.grid(alpha=0.3)
   axis.legend(loc="best")
@@ -172,7 +173,8 @@ def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], title: str) -> Non
     axis.plot(rounds, [row["sparsity_mean"] for row in rows], "^:", color="tab:green", markersize=4,
               label="sparsity of gated layers")
   if rows and rows[0]["pruned"] is not None:
-    axis.plot(rounds, [row["pruned"] for row in rows], "v-.", color="tab:red", markersize=4, label="pruned of the prunable kernels")
+    axis.plot(rounds, [row["pruned"] for row in rows], "v-.", color="tab:red", markersize=4,
+              label="pruned of the prunable kernels")
   axis.set(xlabel="communication round", ylabel="fraction", ylim=(0, 1.02), title=title)
   axis.grid(alpha=0.3)
   axis.legend(loc="best")

@@ -66,7 +66,8 @@ def test_anp_is_the_sensitivity_of_the_meta_objective_to_the_mask(derivative):
                          for side in zip(*tasks)))
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), w)
   learner = mg.maml(jax_loss, inner_lr=0.1, inner_steps=2)
-  for options in ({}, {"by_layer": True}, {"task_axis": "vmap"}, {"average": "absolute"}, {"average": "absolute", "by_layer": True}):
+  for options in ({}, {"by_layer": True}, {"task_axis": "vmap"}, {"average": "absolute"},
+                  {"average": "absolute", "by_layer": True}):
     score = mg.anp_score(params, learner.meta_loss, stacked, derivative, **options)
     absolute = "average" in options
     for name, shape in shapes.items():

@@ -13,7 +13,8 @@ import numpy as np
 
 from metagater_jax.data.population import Batch, sample_positions, to_float
 
-__all__ = ["ClassPool", "Episode", "augment_images", "check_episodes", "make_class_pool", "sample_episode", "sample_episodes", "with_rotations"]
+__all__ = ["ClassPool", "Episode", "augment_images", "check_episodes", "make_class_pool", "sample_episode", "sample_episodes",
+           "with_rotations"]
 
 
 class Episode(NamedTuple):
