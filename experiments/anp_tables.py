@@ -440,11 +440,12 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
       axis.set_visible(True)
       for score, levels in scores.items():
         unpruned = score == "none"
-        axis.errorbar([100 * level for level in report["levels"]], [100 * level["accuracy"]["mean"] for level in levels],
-                      yerr=[100 * level["accuracy"]["ci95"] for level in levels], fmt="--" if unpruned else "o-",
+        points = [case["base"], *(level["accuracy"] for level in levels)]
+        axis.errorbar([0, *(100 * level for level in report["levels"])], [100 * point["mean"] for point in points],
+                      yerr=[100 * point["ci95"] for point in points], fmt="--" if unpruned else "o-",
                       color="k" if unpruned else f"C{list(SCORES).index(score) - 1}", markersize=4, capsize=2,
                       label=NAMES[score] + (", same steps" if unpruned else ""))
-      axis.set(xlabel="sparsity (%)", ylabel="accuracy (%)", title=f"{case['title']}: {level_steps} steps per level")
+      axis.set(xlabel="sparsity (%)", ylabel="accuracy (%)", title=f"{case['title']}\n{level_steps} steps per level")
       axis.grid(alpha=0.3)
       axis.legend(fontsize=6)
   figure.savefig(folder / "anp.png", dpi=120)
