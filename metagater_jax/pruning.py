@@ -76,8 +76,9 @@ def anp_score(params: Params, meta_loss: Callable[..., jax.Array], tasks: Any, d
     average: over the tasks: "signed", the score of the mean objective M as above; "absolute", the mean of the tasks' own scores
       |w ⊙ ∇L_query(A_T(w))|. Near a minimum of M the tasks' gradients cancel, and "signed" ranks what is left by chance.
     mask: what is pruned already. It holds in the inner loop, or weights that are gone would move in it.
-    by_layer: one gradient after the other, each of one layer only: less memory for more time, the same score. A layer is the leaves
-      with one parent in the tree; a leaf at its top is a layer of its own.
+    by_layer: one gradient after the other, each of one layer only: the same score for more time, and less memory where gradients
+      are what fills it (of our networks on a CPU they are not: `python -m benchmarks --only=anp`). A layer is the leaves with one
+      parent in the tree; a leaf at its top is a layer of its own.
     task_axis: see `map_tasks`.
     axis_name: of a mesh over which the tasks are spread evenly; each device has its part of `tasks`.
 
