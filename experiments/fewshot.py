@@ -73,7 +73,8 @@ def run(config: ConfigDict, workdir: str | Path, splits: Splits | None = None, q
   before, after = experiment.evaluate(state, "test", config.test_episodes)
   seconds = experiment.clock.seconds | {"total": time.perf_counter() - start}
   result = {"name": config.name, "learner": config.learner, "model": config.model, "seed": config.seed, "ways": config.ways,
-            "shots": config.shots, "steps": config.steps, "augment": config.augment, "prune": config.prune.to_dict(),
+            "shots": config.shots, "train_queries": config.train_queries, "steps": config.steps,
+            "augment": config.augment, "prune": config.prune.to_dict(),
             "accuracy": interval(after), "accuracy_before_adaptation": interval(before),
             "sparsity": experiment.sparsity(state), "sparsity_by_layer": experiment.sparsity_by_layer(state),
             "parameters": experiment.parameters(state), "episodes_per_second": experiment.episodes_per_second(),

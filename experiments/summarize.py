@@ -62,7 +62,8 @@ def record_anp(workdir: Path, results: Path) -> None:
 
 
 # What identifies a few-shot run: a second one of the same takes the place of the first.
-_FEWSHOT_KEY = ("name", "learner", "model", "ways", "shots", "steps", "augment", "seed", "score", "sparsity_asked")
+_FEWSHOT_KEY = ("name", "learner", "model", "ways", "shots", "train_queries", "steps", "augment", "seed", "score",
+                "sparsity_asked")
 
 
 def record_fewshot(workdir: Path, results: Path) -> None:
@@ -71,8 +72,8 @@ def record_fewshot(workdir: Path, results: Path) -> None:
   if not source.is_file():
     raise SystemExit(f"experiments.summarize: there is no result.json in {workdir}; run experiments.fewshot first.")
   result = json.loads(source.read_text())
-  entry = {name: result.get(name) for name in ("name", "learner", "model", "ways", "shots", "steps", "augment", "seed", "accuracy",
-                                               "accuracy_before_adaptation", "sparsity", "parameters", "episodes_per_second",
+  entry = {name: result.get(name) for name in ("name", "learner", "model", "ways", "shots", "train_queries", "steps", "augment", "seed",
+                                               "accuracy", "accuracy_before_adaptation", "sparsity", "parameters", "episodes_per_second",
                                                "seconds", "versions", "devices")}
   entry |= {"score": result["prune"]["score"], "sparsity_asked": result["prune"]["sparsity"]}
   path = results / "fewshot.json"
@@ -83,13 +84,13 @@ def record_fewshot(workdir: Path, results: Path) -> None:
 
 
 def _fewshot_table(entries: list[dict[str, Any]]) -> str:
-  lines = ["| benchmark | network, learner | steps | augmented | seed | pruned | before adaptation (%) | accuracy (%), ± 95 % interval over "
-           "test episodes | meta-training |", "|---|---|---|---|---|---|---|---|---|"]
+  lines = ["| benchmark | network, learner | training queries per class | steps | augmented | seed | pruned "
+           "| before adaptation (%) | accuracy (%), ± 95 % interval over test episodes | meta-training |", "|---|---|---|---|---|---|---|---|---|---|"]
   share = lambda a: f"{100 * a['mean']:.1f} ± {100 * a['ci95']:.1f}"
   for e in entries:
     pruned = f"{100 * e['sparsity']:.0f} % by {e['score']}" if e["sparsity"] else "no"
     lines.append(f"| {e['name']}, {e['ways']}-way {e['shots']}-shot | {e['model']} ({e['parameters']['all']:,} parameters), "
-                 f"{e['learner']} | {e['steps']:,} | {'yes' if e['augment'] else 'no'} | {e['seed']} | {pruned} | "
+                 f"{e['learner']} | {e['train_queries']} | {e['steps']:,} | {'yes' if e['augment'] else 'no'} | {e['seed']} | {pruned} | "
                  f"{share(e['accuracy_before_adaptation'])} | "
                  f"{share(e['accuracy'])} ({e['accuracy']['episodes']:,}) | {e['seconds']['train'] / 60:.0f} min |")
   return "\n".join(lines)
