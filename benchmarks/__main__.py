@@ -58,7 +58,7 @@ def main() -> None:
       continue
     start = time.perf_counter()
     for found in section(repeats, options.quick):
-      rows.append({"section": name, **found})
+      rows.append({"section": name, "date": facts["date"], **found})
       print(_line(rows[-1]), flush=True)
     print(f"  ({name}: {time.perf_counter() - start:.0f} s)", flush=True)
     if options.out:  # after each section, so that what is measured is kept

@@ -85,7 +85,8 @@ def record_fewshot(workdir: Path, results: Path) -> None:
 
 def _fewshot_table(entries: list[dict[str, Any]]) -> str:
   lines = ["| benchmark | network, learner | training queries per class | steps | augmented | seed | pruned "
-           "| before adaptation (%) | accuracy (%), ± 95 % interval over test episodes | meta-training |", "|---|---|---|---|---|---|---|---|---|---|"]
+           "| before adaptation (%) | accuracy (%), ± 95 % interval over test episodes | meta-training |",
+           "|---|" + "---|" * 9]
   share = lambda a: f"{100 * a['mean']:.1f} ± {100 * a['ci95']:.1f}"
   for e in entries:
     pruned = f"{100 * e['sparsity']:.0f} % by {e['score']}" if e["sparsity"] else "no"
@@ -147,15 +148,15 @@ _SHOWN = ("rounds", "others", "bfloat16", "loading", "command", "populations", "
 
 
 def _benchmark_table(figures: dict[str, Any]) -> str:
-  facts = figures["machine"]
-  lines = [f"| {facts['backend']}, {facts['cores']} cores, {facts['processor']}, jax {facts['jax']}, {facts['date']} | | "
-           "compilation | |", "|---|---|---|---|"]
-  for row in figures["rows"]:
-    if row["section"] in _SHOWN and "key" in row:
-      note = (f"{row['gflop_per_second']:.0f} GFLOP/s, {100 * row['of_matrix_rate']:.0f} % of a matrix product's"
-              if "of_matrix_rate" in row else "")
-      compiled = f"{row['compile_seconds']:.1f} s" if "compile_seconds" in row else ""
-      lines.append(f"| {row['what']} | {_figure(row['value'])} {row['unit']} | {compiled} | {note} |")
+  facts, rows = figures["machine"], [row for row in figures["rows"] if row["section"] in _SHOWN and "key" in row]
+  dates = sorted({row.get("date", facts["date"]) for row in rows} or {facts["date"]})  # sections may have been measured on different days
+  lines = [f"| {facts['backend']}, {facts['cores']} cores, {facts['processor']}, jax {facts['jax']}, "
+           f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))} | | compilation | |", "|---|---|---|---|"]
+  for row in rows:
+    note = (f"{row['gflop_per_second']:.0f} GFLOP/s, {100 * row['of_matrix_rate']:.0f} % of a matrix product's"
+            if "of_matrix_rate" in row else "")
+    compiled = f"{row['compile_seconds']:.1f} s" if "compile_seconds" in row else ""
+    lines.append(f"| {row['what']} | {_figure(row['value'])} {row['unit']} | {compiled} | {note} |")
   return "\n".join(lines)
 
 

@@ -236,8 +236,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 protocols=options.protocols, log=log)
       print(f"{options.workdir}/report.md, report.html and report.json, after {time.perf_counter() - start:.0f} s")
     if "anp" in options.tables:
-      anp_tables.reproduce(options.workdir, cases=options.protocols or tuple(anp_tables.CASES), seeds=seeds(3),
-                           scores=options.scores or tuple(anp_tables.SCORES), steps=options.rounds, data_dir=options.data_dir, log=log)
+      report = anp_tables.reproduce(
+          options.workdir, cases=options.protocols or tuple(anp_tables.CASES), seeds=seeds(3),
+          scores=options.scores or tuple(anp_tables.SCORES), steps=options.rounds, data_dir=options.data_dir, log=log)
+      print(anp_tables.overview(report))
       print(f"{options.workdir}/anp.md, anp.json and anp.png, after {time.perf_counter() - start:.0f} s")
   except ConfigError as error:
     reporting.fail("experiments.tables", error)
