@@ -110,7 +110,7 @@ def pruning_fields() -> ConfigDict:
   prune.schedule = "cubic"  # or "linear", "one_shot"
   prune.begin = 0.5  # first and last pruning, as fractions of the rounds or steps
   prune.end = 0.75
-  prune.every = 100  # rounds or steps
+  prune.every = placeholder(int)  # rounds or steps between two prunings; None: a tenth of what lies between begin and end
   prune.scope = "global"  # or "layer"
   # The last layer too. Its weights are the smallest (few-shot meta-training leaves them near 0, whence each task takes them): by
   # magnitude it would go first and nearly as a whole, which loses any comparison for magnitude.
@@ -130,7 +130,7 @@ def check_pruning(prune: ConfigDict, scores: Iterable[str]) -> None:
     raise ConfigError(f"prune.sparsity must lie in [0, 1), got {prune.sparsity}.")
   if prune.sparsity > 0 and prune.score == "none":
     raise ConfigError(f"prune.sparsity is {prune.sparsity}, but prune.score is none; it may be {', '.join(scores)}.")
-  if prune.every < 1 or prune.episodes < 1:
+  if (prune.every is not None and prune.every < 1) or prune.episodes < 1:
     raise ConfigError(f"prune.every and prune.episodes must be at least 1, got {prune.every} and {prune.episodes}.")
   if not 0 <= prune.begin < prune.end <= 1:
     raise ConfigError("prune.begin and prune.end are fractions of the training with 0 <= begin < end <= 1, got "

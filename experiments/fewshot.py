@@ -136,8 +136,7 @@ class FewShot:
     config, prune = self.config, self.config.prune
     optimizer = optax.adam(optax.cosine_decay_schedule(config.outer_lr, steps))
     if schedule is None and prune.sparsity:
-      schedule = mg.sparsity_schedule(prune.schedule, prune.sparsity, begin=int(prune.begin * steps),
-                                      end=int(prune.end * steps), every=prune.every)
+      schedule = registry.pruning_schedule(prune, steps)
     if schedule is None:
       return optimizer
     return mg.gradual_pruning(optimizer, schedule, scope=prune.scope, granularity=prune.granularity,

@@ -83,10 +83,16 @@ def make_algorithm(config: ConfigDict, network: mg.GatedNetwork) -> mg.Algorithm
 
   if not prune.sparsity:
     return make(loss)
-  schedule = mg.sparsity_schedule(prune.schedule, prune.sparsity, begin=int(prune.begin * config.rounds),
-                                  end=max(int(prune.end * config.rounds), int(prune.begin * config.rounds) + 1), every=prune.every)
+  schedule = pruning_schedule(prune, config.rounds)
   return mg.federated_pruning(make, loss, schedule, score=prune.score, inner_lr=config.adapt_lr, derivative=prune.derivative,
                               average=prune.average, scope=prune.scope, granularity=prune.granularity, prunable=partial(is_pruned, prune))
+
+
+def pruning_schedule(prune: ConfigDict, steps: int) -> mg.PruningSchedule:
+  """When a training of so many rounds or steps is pruned, and how far; without `prune.every`, in ten parts."""
+  begin = int(prune.begin * steps)
+  end = max(int(prune.end * steps), begin + 1)
+  return mg.sparsity_schedule(prune.schedule, prune.sparsity, begin=begin, end=end, every=prune.every or max(1, (end - begin) // 10))
 
 
 def is_pruned(prune: ConfigDict, path: str, leaf: jax.Array) -> bool:

@@ -11,8 +11,8 @@ from fewshot_problem import small, small_splits
 
 import metagater_jax as mg
 from configs import omniglot_maml
-from experiments import fewshot
-from experiments.config import ConfigError
+from experiments import fewshot, registry
+from experiments.config import ConfigError, pruning_fields
 from experiments.programs import Compiled
 from metagater_jax.data.fewshot import CIFAR_FS, cifar_fs_classes, split_classes
 
@@ -123,6 +123,17 @@ def test_omniglot_is_split_by_character(tmp_path, monkeypatch):
   config.alphabets = ("Klingon",)
   with pytest.raises(ConfigError, match="Klingon not in this Omniglot, which has Greek, Latin"):
     fewshot.load_splits(config)
+
+
+@pytest.mark.parametrize("steps", [40, 200, 10_000])
+def test_pruning_is_gradual_however_short_the_training(steps):
+  prune = pruning_fields()
+  prune.update(score="anp", sparsity=0.85)
+  schedule = registry.pruning_schedule(prune, steps)
+  due = [step for step in range(steps) if schedule.due(step)]
+  assert due[0] == steps // 2 and due[-1] == 3 * steps // 4 and 10 <= len(due) <= 12
+  levels = [float(schedule.sparsity(step)) for step in due]
+  assert np.diff(levels).max() < 0.3 and levels[-1] == pytest.approx(0.85)
 
 
 def test_a_split_of_classes_is_a_partition():
