@@ -95,7 +95,7 @@ def check_episodes(pool: ClassPool, *, ways: int, shots: int, queries: int) -> N
     raise ValueError(f"{ways} ways are more than the {pool.count.shape[0]} classes there are.")
   if isinstance(pool.count, jax.core.Tracer):
     return  # checked outside, or by the indices themselves: padding is never drawn before the last sample
-  fewest = int(pool.count.min())
+  fewest = int(np.asarray(pool.count).min())  # NumPy's, because under `jit` even a constant's minimum is traced
   if shots + queries > fewest:
     raise ValueError(f"shots={shots} and queries={queries} need {shots + queries} samples of each class, but a class has "
                      f"{fewest}.")

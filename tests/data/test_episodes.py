@@ -56,6 +56,13 @@ def test_an_episode_is_a_function_of_its_key(pool):
   assert (one.query.images != other.query.images).any()
 
 
+def test_a_pool_may_be_a_constant_of_a_jitted_function(pool):
+  draw = partial(mg.sample_episode, pool=pool[0], ways=3, shots=1, queries=2)
+  jax.tree.map(np.testing.assert_array_equal, jax.jit(draw)(jax.random.key(0)), draw(jax.random.key(0)))
+  with pytest.raises(ValueError, match="need 7 samples of each class, but a class has 6"):
+    jax.jit(partial(mg.sample_episode, pool=pool[0], ways=2, shots=3, queries=4))(jax.random.key(0))
+
+
 def test_a_pool_has_its_own_classes_only(pool):
   _, labels = pool
   images = np.arange(len(labels), dtype=np.float32)[:, None]
