@@ -24,11 +24,12 @@ from experiments import placement, reporting
 from experiments.config import ConfigError, check_same, closest
 from experiments.fewshot import FewShot, Splits, load_splits, make_score
 from experiments.fewshot_config import check_config
+from experiments.paired import paired_difference
 from experiments.programs import compiler_options
 from experiments.training import load_parameters, save_parameters
 
-__all__ = ["CASES", "LEVELS", "NAMES", "SCORES", "Case", "make_report", "markdown", "overview", "reproduce", "run_case",
-           "write_report"]
+__all__ = ["CASES", "LEVELS", "NAMES", "SCORES", "Case", "make_report", "markdown", "merge_reports", "overview", "reproduce",
+           "run_case", "write_report"]
 
 LEVELS = (0.5, 0.7, 0.85, 0.95)
 # Sparsities at which a trained network is pruned at once, without training after it.
@@ -145,8 +146,9 @@ def run_case(folder: Path, case: Case, seed: int, scores: Sequence[str], splits:
     start = time.perf_counter()
     experiment = FewShot(config, splits)
     state = experiment.train(experiment.init(), case.steps)
-    save_parameters(folder / "partial.npz", state.params)
-    (folder / "partial.npz").replace(base)
+    partial = base.with_suffix(".partial.npz")
+    save_parameters(partial, state.params)
+    partial.replace(base)
     reporting.write_json(base_record, {
         "config": _settings(config, case), "steps": case.steps, "seconds": time.perf_counter() - start,
         "compile_seconds": experiment.clock.seconds["compile"], "episodes_per_second": experiment.episodes_per_second()})
@@ -168,7 +170,7 @@ def run_case(folder: Path, case: Case, seed: int, scores: Sequence[str], splits:
     if not path.is_file():
       own = _config(case, seed, name, level_steps)
       record = {"config": _settings(own, case)} | _course(
-          own, level_steps, base, splits, experiment.evaluate, pruned=name != "none")
+          own, level_steps, base, splits, experiment.evaluate_adapted, pruned=name != "none")
       reporting.write_json(path, record)
       log(f"{case.title}, seed {seed}, {name}, {level_steps} steps: " + ", ".join(
           f"{100 * np.mean(level['accuracy']):.2f} % at {level['sparsity']:.2f}" for level in record["levels"])
@@ -240,7 +242,7 @@ def _course(config, level_steps, base, splits, evaluate, pruned):
   levels = []
 
   def evaluated(state, loss):
-    after = evaluate(state, "test", config.test_episodes)[1]
+    after = evaluate(state, "test", config.test_episodes)
     levels.append({"sparsity": experiment.sparsity(state), "by_layer": experiment.sparsity_by_layer(state),
                    "train_loss": loss, "accuracy": after.tolist()})
 
@@ -277,7 +279,7 @@ def _agreement(experiment, state, names):
 
   def accuracy(mask):
     pruned = state._replace(params=mg.apply_mask(params, mask), optimizer=mg.GradualPruningState(0, mask, ()))
-    return experiment.evaluate(pruned, "validation", config.validation_episodes)[1].tolist()
+    return experiment.evaluate_adapted(pruned, "validation", config.validation_episodes).tolist()
 
   for name in names:
     found[name] |= {"spearman": float(stats.spearmanr(flat["anp"], flat[name]).statistic),
@@ -287,21 +289,18 @@ def _agreement(experiment, state, names):
 
 
 def make_report(workdir: Path) -> dict[str, Any]:
-  """Everything that the records of a workdir say, as numbers."""
-  report = {"levels": LEVELS, "cases": {}}
+  """Everything that the records of a workdir say, as numbers: each a mean with what it is made of, seed by seed."""
+  report = {"levels": list(LEVELS), "cases": {}}
   for name, case in CASES.items():
     bases = {int(path.stem.split("-")[1]): json.loads(path.read_text())
              for path in sorted((workdir / name).glob("seed-*-base.json"))}
-    bases = {seed: record for seed, record in bases.items() if "accuracy" in record}
+    bases = {seed: record for seed, record in sorted(bases.items()) if "accuracy" in record}
     if not bases:
       continue
-    first = next(iter(bases.values()))
-    entry = {"title": case.title, "steps": first["steps"], "seeds": sorted(bases),
-             "episodes": len(first["accuracy"]), "base": _mean([bases[seed]["accuracy"] for seed in sorted(bases)]),
-             "episodes_per_second": float(np.median([b["episodes_per_second"] for b in bases.values()])),
-             "compile_seconds": float(np.median([b["compile_seconds"] for b in bases.values()])),
-             "seconds": [b["seconds"] for b in bases.values()],
-             "agreement": _agreements([bases[seed]["agreement"] for seed in sorted(bases)]), "courses": {}}
+    of_bases = lambda field, bases=bases: {seed: record[field] for seed, record in bases.items()}
+    entry = {"title": case.title, "steps": next(iter(bases.values()))["steps"], "base": _pool(of_bases("accuracy"))}
+    entry |= {field: _pool(of_bases(field)) for field in ("episodes_per_second", "compile_seconds", "seconds")}
+    entry |= {"agreement": _agreements(of_bases("agreement")), "courses": {}}
     records = {}
     for path in sorted((workdir / name).glob("seed-*-*-*.json")):
       _, seed, score, level_steps = path.stem.split("-")
@@ -318,29 +317,29 @@ def _levels(score, runs, bases):
   levels = []
   for i in range(len(LEVELS)):
     own = {seed: record[i] for seed, record in sorted(runs[score].items())}
-    level = {"sparsity": float(np.mean([x["sparsity"] for x in own.values()])), "seeds": list(own),
-             "train_loss": float(np.mean([x["train_loss"] for x in own.values()])),
-             "accuracy": _mean([x["accuracy"] for x in own.values()]),
-             "minus_base": _mean([np.subtract(x["accuracy"], bases[seed]["accuracy"]) for seed, x in own.items()])}
+    level = {field: _pool({seed: x[field] for seed, x in own.items()}) for field in ("sparsity", "train_loss", "accuracy")}
+    level["minus_base"] = _pool({seed: np.subtract(x["accuracy"], bases[seed]["accuracy"]) for seed, x in own.items()})
     for other in _COMPARED:
-      both = [seed for seed in own if seed in runs.get(other, {})]
+      both = {seed: np.subtract(x["accuracy"], runs[other][seed][i]["accuracy"])
+              for seed, x in own.items() if seed in runs.get(other, {})}
       if other != score and both:
-        level[f"minus_{other}"] = _mean([np.subtract(own[seed]["accuracy"], runs[other][seed][i]["accuracy"]) for seed in both])
+        level[f"minus_{other}"] = _pool(both)
     levels.append(level)
   return levels
 
 
 def _agreements(records):
-  """The scores of the networks before pruning, over seeds."""
+  """The scores of the networks before pruning."""
   found = {}
-  for score in (score for score in SCORES if all(score in record for record in records)):
-    own = [record[score] for record in records]
-    found[score] = {key: float(np.mean([values[key] for values in own]))
-                    for key in ("seconds", "temporary_mb", "spearman", "kept_in_common")}
-    found[score]["at_once"] = [_mean(seeds) for seeds in zip(*(values["at_once"] for values in own))]
+  for score in (score for score in SCORES if any(score in record for record in records.values())):
+    own = {seed: record[score] for seed, record in records.items() if score in record}
+    found[score] = {field: _pool({seed: values[field] for seed, values in own.items()})
+                    for field in ("seconds", "temporary_mb", "spearman", "kept_in_common")}
+    at_once = lambda of: [_pool({seed: of(seed, i) for seed in own}) for i in range(len(AT_ONCE))]
+    found[score]["at_once"] = at_once(lambda seed, i, own=own: own[seed]["at_once"][i])
     if score != "anp":
-      found[score]["anp_minus"] = [_mean([np.subtract(*pair) for pair in zip(ours, theirs)]) for ours, theirs in zip(
-          zip(*(record["anp"]["at_once"] for record in records)), zip(*(values["at_once"] for values in own)))]
+      found[score]["anp_minus"] = at_once(lambda seed, i, own=own: np.subtract(
+          records[seed]["anp"]["at_once"][i], own[seed]["at_once"][i]))
   return found
 
 
@@ -348,11 +347,86 @@ def _agreements(records):
 _COMPARED = ("none", "magnitude", "snip", "snip_signed")
 
 
-def _mean(by_seed):
-  """Mean, and half the 95 % interval over the episodes of all seeds; and the means of the seeds."""
-  values = np.concatenate(by_seed)
-  return {"mean": float(values.mean()), "ci95": float(1.96 * values.std(ddof=1) / np.sqrt(len(values))),
-          "by_seed": [float(np.mean(seed)) for seed in by_seed]}
+def _pool(by_seed):
+  """A statistic of numbers by seed, or of arrays over a seed's episodes."""
+  parts = {}
+  for seed, values in by_seed.items():
+    values = np.atleast_1d(np.asarray(values, np.float64))
+    parts[str(seed)] = {"mean": float(values.mean())}
+    if len(values) > 1:
+      parts[str(seed)] |= {"ci95": float(1.96 * values.std(ddof=1) / np.sqrt(len(values))), "episodes": len(values)}
+  return _statistic(parts)
+
+
+def _statistic(parts):
+  """What is in the report for each quantity: by seed its mean, and half the 95 % interval over so many episodes; and both over the
+  episodes of all seeds, as if they were computed from them together."""
+  parts = dict(sorted(parts.items(), key=lambda part: int(part[0])))
+  means = np.array([part["mean"] for part in parts.values()])
+  if not all("ci95" in part for part in parts.values()):
+    return {"mean": float(means.mean()), "by_seed": parts}
+  count = np.array([part["episodes"] for part in parts.values()])
+  within = np.array([part["ci95"] for part in parts.values()]) ** 2 * count * (count - 1) / 1.96**2
+  mean = np.average(means, weights=count)
+  squares = np.sum(within) + np.sum(count * (means - mean) ** 2)
+  return {"mean": float(mean), "ci95": float(1.96 * np.sqrt(squares / (count.sum() - 1) / count.sum())), "by_seed": parts}
+
+
+def merge_reports(held: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+  """The report of the seeds of both, so that seeds may be run on different machines.
+
+  A seed that both have is the union of its courses if they start from the same network; if not, only `new` counts, since courses
+  from different networks cannot be compared in pairs.
+
+  Raises:
+    ConfigError: the same case with other training or other levels.
+  """
+  if held["levels"] != new["levels"]:
+    raise ConfigError(f"levels of sparsity are {held['levels']} in the recorded report and {new['levels']} in this.")
+  cases = {}
+  for name in (name for name in CASES if name in held["cases"] or name in new["cases"]):
+    old, own = held["cases"].get(name), new["cases"].get(name)
+    if old and own:
+      for field in ("title", "steps"):
+        if old[field] != own[field]:
+          raise ConfigError(f"{name}: {field} is {old[field]} in the recorded report and {own[field]} in this.")
+      bases = [case["base"]["by_seed"] for case in (old, own)]
+      replaced = {seed for seed in bases[0] if seed in bases[1] and bases[0][seed] != bases[1][seed]}
+      cases[name] = _merge(_without(old, replaced), own)
+    else:
+      cases[name] = old or own
+    for level_steps, courses in cases[name]["courses"].items():  # in the order of the tables
+      cases[name]["courses"][level_steps] = {score: courses[score] for score in SCORES if score in courses}
+    cases[name]["courses"] = dict(sorted(cases[name]["courses"].items(), key=lambda course: int(course[0])))
+    cases[name]["agreement"] = {score: cases[name]["agreement"][score] for score in SCORES if score in cases[name]["agreement"]}
+  return {"levels": new["levels"], "cases": cases}
+
+
+def _without(tree, seeds):
+  """A report without some seeds; None where nothing is left."""
+  if isinstance(tree, dict) and "by_seed" in tree:
+    parts = {seed: part for seed, part in tree["by_seed"].items() if seed not in seeds}
+    return _statistic(parts) if parts else None
+  if isinstance(tree, dict):
+    rest = {key: _without(value, seeds) for key, value in tree.items()}
+    rest = {key: value for key, value in rest.items() if value is not None}
+    return rest or None
+  if isinstance(tree, list):
+    rest = [_without(value, seeds) for value in tree]
+    return rest if all(value is not None for value in rest) else None
+  return tree
+
+
+def _merge(held, new):
+  if held is None or new is None:
+    return held if new is None else new
+  if isinstance(new, dict) and "by_seed" in new:
+    return _statistic(held["by_seed"] | new["by_seed"])
+  if isinstance(new, dict):
+    return {key: _merge(held.get(key), new.get(key)) for key in dict.fromkeys([*held, *new])}
+  if isinstance(new, list):
+    return [_merge(*pair) for pair in zip(held, new, strict=True)]
+  return new
 
 
 def overview(report: dict[str, Any]) -> str:
@@ -368,7 +442,7 @@ def overview(report: dict[str, Any]) -> str:
         accuracy = [_percent(scores[score][i]["accuracy"]) if score in scores else "" for score in ("none", *shown)]
         ours = scores.get("anp", ({},) * len(report["levels"]))[i]
         parts = [ours.get(f"minus_{other}") for other in ("base", "none", "snip", "magnitude")]
-        seeds = min(len(levels[i]["seeds"]) for levels in scores.values())
+        seeds = min(len(_seeds(levels[i]["accuracy"])) for levels in scores.values())
         lines.append(f"| {case['title']} | {seeds} | {_percent(case['base'])} | {level_steps} | {100 * report['levels'][i]:.0f} % | "
                      + " | ".join(accuracy) + " | " + " | ".join(_points(part) if part else "" for part in parts) + " |")
   return "\n".join(lines)
@@ -379,14 +453,15 @@ def markdown(report: dict[str, Any]) -> str:
   lines = []
   for case in report["cases"].values():
     lines += [f"**{case['title']}, CIFAR-FS (300 per class)**: {case['steps']:,} steps of meta-training; before pruning "
-              f"{_percent(case['base'])} %. {len(case['seeds'])} seed(s), {case['episodes']:,} test episodes each; ± is half the 95 % "
-              "interval over episodes.", ""]
+              f"{_percent(case['base'])} %. Seed(s) {', '.join(_seeds(case['base']))}, {_episodes(case['base'])} test episodes; ± is "
+              "half the 95 % interval over the episodes of all seeds; a difference's “seeds ±” that over the means of the seeds "
+              "(Student's t).", ""]
     for level_steps, scores in case["courses"].items():
       lines += [f"Accuracy (%) with {level_steps} steps of meta-training at each sparsity:", "",
                 "| score | seeds | " + " | ".join(f"{100 * level:.0f} %" for level in report["levels"]) + " |",
                 "|---|---|" + "---|" * len(report["levels"])]
       for score, levels in scores.items():
-        lines.append(f"| {NAMES[score]} | {len(levels[0]['seeds'])} | " + " | ".join(_percent(x["accuracy"]) for x in levels) + " |")
+        lines.append(f"| {NAMES[score]} | {len(_seeds(levels[0]['accuracy']))} | " + " | ".join(_percent(x["accuracy"]) for x in levels) + " |")
       ours = [score for score in scores if score.startswith("anp")]
       if ours:
         lines += ["", "Differences on the same episodes, in points, and by seed:", "",
@@ -407,8 +482,9 @@ def markdown(report: dict[str, Any]) -> str:
       at_once = [_percent(part) for part in values["at_once"]]
       if "anp_minus" in values:
         at_once = [f"{part} ({100 * d['mean']:+.1f} ± {100 * d['ci95']:.1f})" for part, d in zip(at_once, values["anp_minus"])]
-      lines.append(f"| {NAMES[score]} | {values['spearman']:.2f} | {100 * values['kept_in_common']:.0f} % | "
-                   f"{values['seconds']:.2f} | {values['temporary_mb']:.0f} | " + " | ".join(at_once) + " |")
+      lines.append(f"| {NAMES[score]} | {values['spearman']['mean']:.2f} | "
+                   f"{100 * values['kept_in_common']['mean']:.0f} % | {values['seconds']['mean']:.2f} | "
+                   f"{values['temporary_mb']['mean']:.0f} | " + " | ".join(at_once) + " |")
     lines.append("")
   return "\n".join(lines)
 
@@ -418,8 +494,21 @@ def _percent(value):
 
 
 def _points(value):
-  by_seed = ", ".join(f"{100 * x:+.1f}" for x in value["by_seed"])
-  return f"{100 * value['mean']:+.1f} ± {100 * value['ci95']:.1f}" + (f" ({by_seed})" if len(value["by_seed"]) > 1 else "")
+  text = f"{100 * value['mean']:+.1f} ± {100 * value['ci95']:.1f}"
+  means = {seed: part["mean"] for seed, part in value["by_seed"].items()}
+  if len(means) < 2:
+    return text
+  over_seeds = paired_difference(means, dict.fromkeys(means, 0.0))
+  return (f"{text} ({', '.join(f'{100 * mean:+.1f}' for mean in means.values())}; "
+          f"seeds ± {50 * (over_seeds.high - over_seeds.low):.1f})")
+
+
+def _seeds(value):
+  return list(value["by_seed"])
+
+
+def _episodes(value):
+  return " or ".join(f"{count:,}" for count in sorted({part["episodes"] for part in value["by_seed"].values()}))
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments import anp_tables, pruned_rounds, report
+from experiments.config import ConfigError
 
 __all__ = ["main", "record", "record_anp", "record_fewshot", "write_readme"]
 
@@ -54,10 +55,16 @@ def _runs(content):
 
 
 def record_anp(workdir: Path, results: Path) -> None:
-  """Writes the report of the ANP tables of a workdir, as far as they are finished, into results/anp/."""
+  """Adds the report of the ANP tables of a workdir, as far as they are finished, to that in results/anp/; see `merge_reports`."""
   content = anp_tables.make_report(workdir)
   if not content["cases"]:
     raise SystemExit(f"experiments.summarize: there are no records in {workdir}; run experiments.tables --tables=anp first.")
+  held = results / "anp" / "anp.json"
+  if held.is_file():
+    try:
+      content = anp_tables.merge_reports(json.loads(held.read_text()), content)
+    except ConfigError as error:
+      raise SystemExit(f"experiments.summarize: {error}") from error
   anp_tables.write_report(content, results / "anp")
 
 

@@ -212,6 +212,11 @@ def _line(row, outcomes, seconds):
   return f"{row.protocol} {row.method} K={row.local_steps}: {'; '.join(filter(None, [figures, *failed]))} ({seconds:.0f} s)"
 
 
+def _seeds(text):
+  first, _, last = text.rpartition("-")
+  return range(int(first or 1), int(last) + 1)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
   """The command. Bad input ends it with one line on standard error and exit status 2."""
   parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__.split("\n")[0],
@@ -221,7 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                       help="by number, separated by commas, or anp; default: all with a number")
   parser.add_argument("--protocols", type=names, help="only the rows of these protocols, cifar10 for instance; of anp the cases")
   parser.add_argument("--scores", type=names, help="of anp: only these; default: all")
-  parser.add_argument("--seeds", type=int, help="seeds 1 ... so many; default: 5, of anp 3")
+  parser.add_argument("--level_steps", type=lambda text: [int(count) for count in text.split(",")],
+                      help="of anp: steps of meta-training at each sparsity; default: those of each case, in courses of their own")
+  parser.add_argument("--seeds", type=_seeds, help="3: seeds 1 to 3; 2-3: these; default: 5, of anp 3")
   parser.add_argument("--rounds", type=int, help="of every run; default: what the protocols' configs say")
   parser.add_argument("--workdir", default="runs/tables", help="where runs are recorded and the report goes")
   parser.add_argument("--data_dir", help="where the data is; default: TFDS's own directory")
@@ -229,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   logging.getLogger().setLevel(logging.WARNING)
   start = time.perf_counter()
   try:
-    seeds = lambda default: range(1, (default if options.seeds is None else options.seeds) + 1)
+    seeds = lambda default: range(1, default + 1) if options.seeds is None else options.seeds
     log = lambda line: print(line, flush=True)
     if numbered := [table for table in options.tables if table != "anp"]:
       reproduce(options.workdir, tables=numbered, seeds=seeds(5), rounds=options.rounds, data_dir=options.data_dir,
@@ -238,7 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "anp" in options.tables:
       report = anp_tables.reproduce(
           options.workdir, cases=options.protocols or tuple(anp_tables.CASES), seeds=seeds(3),
-          scores=options.scores or tuple(anp_tables.SCORES), steps=options.rounds, data_dir=options.data_dir, log=log)
+          scores=options.scores or tuple(anp_tables.SCORES), steps=options.rounds, level_steps=options.level_steps,
+          data_dir=options.data_dir, log=log)
       print(anp_tables.overview(report))
       print(f"{options.workdir}/anp.md, anp.json and anp.png, after {time.perf_counter() - start:.0f} s")
   except ConfigError as error:

@@ -2,8 +2,10 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
+from scipy import stats
 from fewshot_problem import small, small_splits
 
 from experiments import anp_tables, summarize
@@ -26,7 +28,7 @@ def test_levels_and_differences(recorded):
   workdir, report, _, _ = recorded
   case = report["cases"]["conv4-1"]
   levels = case["courses"]["5"]["magnitude"]
-  np.testing.assert_allclose([level["sparsity"] for level in levels], anp_tables.LEVELS, atol=0.01)
+  np.testing.assert_allclose([level["sparsity"]["mean"] for level in levels], anp_tables.LEVELS, atol=0.01)
   runs = {(seed, score): json.loads((workdir / "conv4-1" / f"seed-{seed}-{score}-5.json").read_text())
           for seed in (1, 2) for score in ("none", "magnitude")}
   differences = np.concatenate([np.subtract(*(runs[seed, score]["levels"][2]["accuracy"] for score in ("magnitude", "none")))
@@ -37,14 +39,71 @@ def test_levels_and_differences(recorded):
   base = [json.loads((workdir / "conv4-1" / f"seed-{seed}-base.json").read_text())["accuracy"] for seed in (1, 2)]
   after = [runs[seed, "magnitude"]["levels"][2]["accuracy"] for seed in (1, 2)]
   assert levels[2]["minus_base"]["mean"] == pytest.approx(np.mean(after) - np.mean(base))
-  assert all(level["sparsity"] == 0 for level in case["courses"]["5"]["none"])
-  assert case["agreement"]["anp"]["spearman"] == pytest.approx(1)
-  assert 0 < case["agreement"]["magnitude"]["kept_in_common"] < 1
+  assert all(level["sparsity"]["mean"] == 0 for level in case["courses"]["5"]["none"])
+  assert case["agreement"]["anp"]["spearman"]["mean"] == pytest.approx(1)
+  assert 0 < case["agreement"]["magnitude"]["kept_in_common"]["mean"] < 1
   bases = [json.loads((workdir / "conv4-1" / f"seed-{seed}-base.json").read_text())["agreement"] for seed in (1, 2)]
   at_85 = np.concatenate([np.subtract(*(base[score]["at_once"][-1] for score in ("anp", "magnitude"))) for base in bases])
   assert case["agreement"]["magnitude"]["anp_minus"][-1]["mean"] == pytest.approx(at_85.mean())
   text = (workdir / "anp.md").read_text()
   assert "Conv-4 (64), ANIL, 5-way 1-shot" in text and "| magnitude |" in text and (workdir / "anp.png").stat().st_size
+
+
+def _made_up_records(workdir, accuracies):
+  """Records of a case without any training: by seed, accuracies of the base model and of courses at all levels, by score."""
+  folder = workdir / "conv4-1"
+  folder.mkdir(parents=True)
+  for seed, (base, courses) in accuracies.items():
+    (folder / f"seed-{seed}-base.json").write_text(json.dumps({
+        "accuracy": base, "steps": 8000, "seconds": 9.0, "compile_seconds": 1.0, "episodes_per_second": 5.0, "agreement": {
+            score: {"seconds": 1.0, "temporary_mb": 2.0, "spearman": 0.5, "kept_in_common": 0.7,
+                    "at_once": [base] * len(anp_tables.AT_ONCE)} for score in ("anp", "magnitude")}}))
+    for score, accuracy in courses.items():
+      level = {"sparsity": 0.5, "train_loss": 1.0, "accuracy": accuracy}
+      (folder / f"seed-{seed}-{score}-400.json").write_text(json.dumps({"levels": [level] * len(anp_tables.LEVELS)}))
+  return workdir
+
+
+def _random_records(seeds, scores=("anp", "magnitude")):
+  draw = lambda seed, score: np.random.default_rng([seed, len(score)]).uniform(size=20 + seed).tolist()
+  return {seed: (draw(seed, ""), {score: draw(seed, score) for score in scores}) for seed in seeds}
+
+
+def test_reports_of_other_seeds_are_merged_as_if_made_together(tmp_path):
+  """Means and intervals over the episodes of all seeds follow from those of each, without the episodes."""
+  parts = [anp_tables.make_report(_made_up_records(tmp_path / str(seed), _random_records([seed]))) for seed in (2, 1, 3)]
+  together = anp_tables.make_report(_made_up_records(tmp_path / "all", _random_records((1, 2, 3))))
+  merged = anp_tables.merge_reports(anp_tables.merge_reports(*parts[:2]), parts[2])
+  flat, expected = (jax.tree_util.tree_leaves_with_path(report) for report in (merged, together))
+  assert [path for path, _ in flat] == [path for path, _ in expected]
+  assert len(flat) > 200
+  for (path, value), (_, other) in zip(flat, expected):
+    assert value == (other if isinstance(other, str) else pytest.approx(other, rel=1e-9)), path
+  assert anp_tables.markdown(merged) == anp_tables.markdown(together)
+  differences = [np.subtract(courses["anp"], courses["magnitude"]) for _, courses in _random_records((1, 2, 3)).values()]
+  means = [100 * d.mean() for d in differences]
+  half = stats.t.ppf(0.975, 2) * np.std(means, ddof=1) / np.sqrt(3)
+  values = np.concatenate(differences)
+  cell = (f"{100 * values.mean():+.1f} ± {196 * values.std(ddof=1) / np.sqrt(len(values)):.1f} ("
+          + ", ".join(f"{mean:+.1f}" for mean in means) + f"; seeds ± {half:.1f})")
+  assert anp_tables.overview(merged).count(cell) == 2
+
+
+def test_courses_from_different_networks_of_a_seed_are_not_compared(tmp_path):
+  records = _random_records((1, 2))
+  held = anp_tables.make_report(_made_up_records(tmp_path / "held", records))
+  same = anp_tables.make_report(_made_up_records(tmp_path / "same", {1: (records[1][0], {"snip": records[1][1]["anp"]})}))
+  courses = anp_tables.merge_reports(held, same)["cases"]["conv4-1"]["courses"]["400"]
+  assert {score: list(levels[0]["accuracy"]["by_seed"]) for score, levels in courses.items()} == {
+      "anp": ["1", "2"], "snip": ["1"], "magnitude": ["1", "2"]}
+  other = anp_tables.make_report(_made_up_records(tmp_path / "other", {1: (records[2][0][:21], {"snip": records[1][1]["anp"]})}))
+  courses = anp_tables.merge_reports(held, other)["cases"]["conv4-1"]["courses"]["400"]
+  assert {score: list(levels[0]["accuracy"]["by_seed"]) for score, levels in courses.items()} == {
+      "anp": ["2"], "snip": ["1"], "magnitude": ["2"]}
+  for field, value in (("steps", 4000), ("title", "Conv-5")):
+    case = held["cases"]["conv4-1"] | {field: value}
+    with pytest.raises(ConfigError, match=f"conv4-1: {field} is {value} in the recorded report and"):
+      anp_tables.merge_reports(held | {"cases": {"conv4-1": case}}, same)
 
 
 @pytest.mark.slow
@@ -58,6 +117,9 @@ def test_the_report_is_recorded_for_readme(recorded, tmp_path):
     row = next(line for line in text.splitlines() if f"| 5 | {level} % |" in line)
     for score in ("none", "magnitude"):
       assert f"| {100 * case['courses']['5'][score][i]['accuracy']['mean']:.1f} ±" in row
+  before = (tmp_path / "anp" / "anp.json").read_text()
+  summarize.record_anp(workdir, tmp_path)  # a second time adds nothing
+  assert (tmp_path / "anp" / "anp.json").read_text() == before
   with pytest.raises(SystemExit, match="there are no records in"):
     summarize.record_anp(tmp_path, tmp_path)
 

@@ -127,9 +127,25 @@ def command(*arguments):
   return subprocess.run([sys.executable, "-m", "experiments.tables", *arguments], cwd=ROOT, text=True, capture_output=True)
 
 
+def test_seeds_and_lengths_of_anp_courses_may_be_chosen(monkeypatch, capsys):
+  """So that different machines can run different parts of the tables."""
+  asked = []
+  monkeypatch.setattr(tables.anp_tables, "reproduce", lambda workdir, **options: asked.append(options))
+  monkeypatch.setattr(tables.anp_tables, "overview", lambda report: "the table")
+  tables.main(["--tables=anp", "--seeds=2-3", "--level_steps=50,400", "--scores=anp,none", "--protocols=conv4-1"])
+  tables.main(["--tables=anp", "--seeds=2"])
+  assert [list(options["seeds"]) for options in asked] == [[2, 3], [1, 2]]
+  assert asked[0]["level_steps"] == [50, 400] and asked[1]["level_steps"] is None
+  assert asked[0]["scores"] == ["anp", "none"] and asked[0]["cases"] == ["conv4-1"]
+  assert "the table" in capsys.readouterr().out
+  with pytest.raises(SystemExit):
+    tables.main(["--tables=anp", "--seeds=some"])
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--tables=1,7"], "unknown table '7'. Known: 1, 2, 3, 4, 5, 6."),
     (["--seeds=0"], "seeds must be at least 1, got 0."),
+    (["--seeds=3-2"], "seeds must be at least 1, got 0."),
     (["--rounds=0"], "rounds must be at least 1, got 0."),
     (["--protocols=cifar11"], "Did you mean 'cifar10"),
     (["--tables=1", "--data_dir=tests"], "'mnist' is not in the data directory tests"),
