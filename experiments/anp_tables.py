@@ -439,12 +439,15 @@ def overview(report: dict[str, Any]) -> str:
   for case in report["cases"].values():
     for level_steps, scores in case["courses"].items():
       for i in (-2, -1):
-        accuracy = [_percent(scores[score][i]["accuracy"]) if score in scores else "" for score in ("none", *shown)]
+        seeds = _seeds((scores["anp"] if "anp" in scores else next(iter(scores.values())))[i]["accuracy"])
+        cell = lambda value, seeds=seeds: _percent(value) + (
+            "" if _seeds(value) == seeds else f" (seed {', '.join(_seeds(value))} only)")
+        accuracy = [cell(scores[score][i]["accuracy"]) if score in scores else "" for score in ("none", *shown)]
         ours = scores.get("anp", ({},) * len(report["levels"]))[i]
         parts = [ours.get(f"minus_{other}") for other in ("base", "none", "snip", "magnitude")]
-        seeds = min(len(_seeds(levels[i]["accuracy"])) for levels in scores.values())
-        lines.append(f"| {case['title']} | {seeds} | {_percent(case['base'])} | {level_steps} | {100 * report['levels'][i]:.0f} % | "
-                     + " | ".join(accuracy) + " | " + " | ".join(_points(part) if part else "" for part in parts) + " |")
+        before = _without(case["base"], set(_seeds(case["base"])) - set(seeds))
+        lines.append(f"| {case['title']} | {', '.join(seeds)} | {_percent(before)} | {level_steps} | "
+                     f"{100 * report['levels'][i]:.0f} % | " + " | ".join(accuracy) + " | " + " | ".join(_points(part) if part else "" for part in parts) + " |")
   return "\n".join(lines)
 
 
@@ -461,7 +464,8 @@ def markdown(report: dict[str, Any]) -> str:
                 "| score | seeds | " + " | ".join(f"{100 * level:.0f} %" for level in report["levels"]) + " |",
                 "|---|---|" + "---|" * len(report["levels"])]
       for score, levels in scores.items():
-        lines.append(f"| {NAMES[score]} | {len(_seeds(levels[0]['accuracy']))} | " + " | ".join(_percent(x["accuracy"]) for x in levels) + " |")
+        lines.append(f"| {NAMES[score]} | {', '.join(_seeds(levels[0]['accuracy']))} | "
+                     + " | ".join(_percent(x["accuracy"]) for x in levels) + " |")
       ours = [score for score in scores if score.startswith("anp")]
       if ours:
         lines += ["", "Differences on the same episodes, in points, and by seed:", "",
@@ -529,7 +533,8 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
       axis.set_visible(True)
       for score, levels in scores.items():
         unpruned = score == "none"
-        points = [case["base"], *(level["accuracy"] for level in levels)]
+        points = [_without(case["base"], set(_seeds(case["base"])) - set(_seeds(levels[0]["accuracy"]))),
+                  *(level["accuracy"] for level in levels)]
         axis.errorbar([0, *(100 * level for level in report["levels"])], [100 * point["mean"] for point in points],
                       yerr=[100 * point["ci95"] for point in points], fmt="--" if unpruned else "o-",
                       color="k" if unpruned else f"C{list(SCORES).index(score) - 1}", markersize=4, capsize=2,

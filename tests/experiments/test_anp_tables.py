@@ -96,6 +96,8 @@ def test_courses_from_different_networks_of_a_seed_are_not_compared(tmp_path):
   courses = anp_tables.merge_reports(held, same)["cases"]["conv4-1"]["courses"]["400"]
   assert {score: list(levels[0]["accuracy"]["by_seed"]) for score, levels in courses.items()} == {
       "anp": ["1", "2"], "snip": ["1"], "magnitude": ["1", "2"]}
+  row = next(line for line in anp_tables.overview(anp_tables.merge_reports(held, same)).splitlines() if "| 85 % |" in line)
+  assert row.startswith("| Conv-4 (64), ANIL, 5-way 1-shot | 1, 2 |") and row.count("(seed 1 only)") == 1  # SNIP's mean
   other = anp_tables.make_report(_made_up_records(tmp_path / "other", {1: (records[2][0][:21], {"snip": records[1][1]["anp"]})}))
   courses = anp_tables.merge_reports(held, other)["cases"]["conv4-1"]["courses"]["400"]
   assert {score: list(levels[0]["accuracy"]["by_seed"]) for score, levels in courses.items()} == {
