@@ -516,31 +516,29 @@ def _episodes(value):
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
-  """`anp.json`, `anp.md`, and `anp.png`: accuracy against sparsity, a column per case, a row for few steps and one for many."""
+  """`anp.json`, `anp.md`, and `anp.png`: accuracy against sparsity, a panel per case and length of its courses."""
   folder.mkdir(parents=True, exist_ok=True)
   reporting.write_json(folder / "anp.json", report)
   (folder / "anp.md").write_text(markdown(report))
-  cases = [case for case in report["cases"].values() if case["courses"]]
-  if not cases:
+  panels = [(case, level_steps, scores) for case in report["cases"].values() for level_steps, scores in case["courses"].items()]
+  if not panels:
     return
   plt = reporting.pyplot()
-  rows = max(len(case["courses"]) for case in cases)
-  figure, axes = plt.subplots(rows, len(cases), figsize=(5 * len(cases), 3.6 * rows), layout="constrained", squeeze=False)
-  for axis in axes.flat:
+  columns = min(4, len(panels))
+  rows = -(-len(panels) // columns)
+  figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), layout="constrained", squeeze=False)
+  for axis in axes.flat[len(panels):]:
     axis.set_visible(False)
-  for column, case in zip(axes.T, cases):
-    for axis, (level_steps, scores) in zip(column, case["courses"].items()):
-      axis.set_visible(True)
-      for score, levels in scores.items():
-        unpruned = score == "none"
-        points = [_without(case["base"], set(_seeds(case["base"])) - set(_seeds(levels[0]["accuracy"]))),
-                  *(level["accuracy"] for level in levels)]
-        axis.errorbar([0, *(100 * level for level in report["levels"])], [100 * point["mean"] for point in points],
-                      yerr=[100 * point["ci95"] for point in points], fmt="--" if unpruned else "o-",
-                      color="k" if unpruned else f"C{list(SCORES).index(score) - 1}", markersize=4, capsize=2,
-                      label=NAMES[score] + (", same steps" if unpruned else ""))
-      axis.set(xlabel="sparsity (%)", ylabel="accuracy (%)", title=f"{case['title']}\n{level_steps} steps per level")
-      axis.grid(alpha=0.3)
-      axis.legend(fontsize=6)
+  for axis, (case, level_steps, scores) in zip(axes.flat, panels):
+    for score, levels in scores.items():
+      unpruned, seeds = score == "none", _seeds(levels[0]["accuracy"])
+      points = [_without(case["base"], set(_seeds(case["base"])) - set(seeds)), *(level["accuracy"] for level in levels)]
+      axis.errorbar([0, *(100 * level for level in report["levels"])], [100 * point["mean"] for point in points],
+                    yerr=[100 * point["ci95"] for point in points], fmt="--" if unpruned else "o-",
+                    color="k" if unpruned else f"C{list(SCORES).index(score) - 1}", markersize=4, capsize=2,
+                    label=f"{NAMES[score]}{', same steps' if unpruned else ''} (seed {', '.join(seeds)})")
+    axis.set(xlabel="sparsity (%)", ylabel="accuracy (%)", title=f"{case['title']}\n{level_steps} steps per level")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=6)
   figure.savefig(folder / "anp.png", dpi=120)
   plt.close(figure)
