@@ -479,14 +479,14 @@ def markdown(report: dict[str, Any]) -> str:
       lines.append("")
     lines += ["The scores of the networks before pruning; accuracy (%) is on validation episodes after pruning at once, without any "
               "training, and in brackets how much better ANP's is, in points:", "",
-              "| score | rank correlation with ANP | kept in common at 85 % | seconds | MB | "
+              "| score | seeds | rank correlation with ANP | kept in common at 85 % | seconds | MB | "
               + " | ".join(f"{100 * sparsity:.0f} % at once" for sparsity in AT_ONCE) + " |",
-              "|---|---|---|---|---|" + "---|" * len(AT_ONCE)]
+              "|---|---|---|---|---|---|" + "---|" * len(AT_ONCE)]
     for score, values in case["agreement"].items():
       at_once = [_percent(part) for part in values["at_once"]]
       if "anp_minus" in values:
         at_once = [f"{part} ({100 * d['mean']:+.1f} ± {100 * d['ci95']:.1f})" for part, d in zip(at_once, values["anp_minus"])]
-      lines.append(f"| {NAMES[score]} | {values['spearman']['mean']:.2f} | "
+      lines.append(f"| {NAMES[score]} | {', '.join(_seeds(values['spearman']))} | {values['spearman']['mean']:.2f} | "
                    f"{100 * values['kept_in_common']['mean']:.0f} % | {values['seconds']['mean']:.2f} | "
                    f"{values['temporary_mb']['mean']:.0f} | " + " | ".join(at_once) + " |")
     lines.append("")
