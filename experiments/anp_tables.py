@@ -447,7 +447,8 @@ def overview(report: dict[str, Any]) -> str:
         parts = [ours.get(f"minus_{other}") for other in ("base", "none", "snip", "magnitude")]
         before = _without(case["base"], set(_seeds(case["base"])) - set(seeds))
         lines.append(f"| {case['title']} | {', '.join(seeds)} | {_percent(before)} | {level_steps} | "
-                     f"{100 * report['levels'][i]:.0f} % | " + " | ".join(accuracy) + " | " + " | ".join(_points(part) if part else "" for part in parts) + " |")
+                     f"{100 * report['levels'][i]:.0f} %{_weights_pruned(scores, report['levels'][i], i)} | "
+                     + " | ".join(accuracy) + " | " + " | ".join(_points(part) if part else "" for part in parts) + " |")
   return "\n".join(lines)
 
 
@@ -465,7 +466,8 @@ def markdown(report: dict[str, Any]) -> str:
                 "|---|---|" + "---|" * len(report["levels"])]
       for score, levels in scores.items():
         lines.append(f"| {NAMES[score]} | {', '.join(_seeds(levels[0]['accuracy']))} | "
-                     + " | ".join(_percent(x["accuracy"]) for x in levels) + " |")
+                     + " | ".join(_percent(x["accuracy"]) + _weights_pruned({score: x}, level)
+                                  for x, level in zip(levels, report["levels"])) + " |")
       ours = [score for score in scores if score.startswith("anp")]
       if ours:
         lines += ["", "Differences on the same episodes, in points, and by seed:", "",
@@ -505,6 +507,15 @@ def _points(value):
   over_seeds = paired_difference(means, dict.fromkeys(means, 0.0))
   return (f"{text} ({', '.join(f'{100 * mean:+.1f}' for mean in means.values())}; "
           f"seeds ± {50 * (over_seeds.high - over_seeds.low):.1f})")
+
+
+def _weights_pruned(scores, level, i=None):
+  """Where whole filters go, the level is the share of the filters; how many weights that is depends on which."""
+  pruned = {score: (levels if i is None else levels[i])["sparsity"]["mean"] for score, levels in scores.items() if score != "none"}
+  if all(abs(sparsity - level) < 0.01 for sparsity in pruned.values()):
+    return ""
+  name = lambda score: "" if i is None else f" {NAMES[score]}"
+  return f" (weights pruned:{','.join(f'{name(score)} {100 * sparsity:.0f} %' for score, sparsity in pruned.items())})"
 
 
 def _seeds(value):

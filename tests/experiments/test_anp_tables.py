@@ -59,7 +59,7 @@ def _made_up_records(workdir, accuracies):
             score: {"seconds": 1.0, "temporary_mb": 2.0, "spearman": 0.5, "kept_in_common": 0.7,
                     "at_once": [base] * len(anp_tables.AT_ONCE)} for score in ("anp", "magnitude")}}))
     for score, accuracy in courses.items():
-      level = {"sparsity": 0.5, "train_loss": 1.0, "accuracy": accuracy}
+      level = {"sparsity": 0.5 if score != "magnitude" else 0.85, "train_loss": 1.0, "accuracy": accuracy}
       (folder / f"seed-{seed}-{score}-400.json").write_text(json.dumps({"levels": [level] * len(anp_tables.LEVELS)}))
   return workdir
 
@@ -89,6 +89,15 @@ def test_reports_of_other_seeds_are_merged_as_if_made_together(tmp_path):
   assert anp_tables.overview(merged).count(cell) == 2
 
 
+def test_sparsity_of_weights_is_told_where_it_is_not_the_level(tmp_path):
+  """As where whole filters are pruned: scores that prune as many may remove more weights or fewer."""
+  report = anp_tables.make_report(_made_up_records(tmp_path, _random_records([1])))
+  assert "| 85 % (weights pruned: ANP 50 %, magnitude 85 %) |" in anp_tables.overview(report).splitlines()[2]
+  rows = [line for line in anp_tables.markdown(report).splitlines() if line.startswith(("| ANP | 1 |", "| magnitude | 1 |"))]
+  counts = [row.count("(weights pruned: 50 %)") for row in rows[:2]], [row.count("(weights pruned: 85 %)") for row in rows[:2]]
+  assert counts == ([3, 0], [0, 3])  # each agrees with one of the four levels
+
+
 def test_courses_from_different_networks_of_a_seed_are_not_compared(tmp_path):
   records = _random_records((1, 2))
   held = anp_tables.make_report(_made_up_records(tmp_path / "held", records))
@@ -96,7 +105,7 @@ def test_courses_from_different_networks_of_a_seed_are_not_compared(tmp_path):
   courses = anp_tables.merge_reports(held, same)["cases"]["conv4-1"]["courses"]["400"]
   assert {score: list(levels[0]["accuracy"]["by_seed"]) for score, levels in courses.items()} == {
       "anp": ["1", "2"], "snip": ["1"], "magnitude": ["1", "2"]}
-  row = next(line for line in anp_tables.overview(anp_tables.merge_reports(held, same)).splitlines() if "| 85 % |" in line)
+  row = next(line for line in anp_tables.overview(anp_tables.merge_reports(held, same)).splitlines() if "| 85 %" in line)
   assert row.startswith("| Conv-4 (64), ANIL, 5-way 1-shot | 1, 2 |") and row.count("(seed 1 only)") == 1  # SNIP's mean
   other = anp_tables.make_report(_made_up_records(tmp_path / "other", {1: (records[2][0][:21], {"snip": records[1][1]["anp"]})}))
   courses = anp_tables.merge_reports(held, other)["cases"]["conv4-1"]["courses"]["400"]
