@@ -170,7 +170,7 @@ def run_case(folder: Path, case: Case, seed: int, scores: Sequence[str], splits:
     if not path.is_file():
       own = _config(case, seed, name, level_steps)
       record = {"config": _settings(own, case)} | _course(
-          own, level_steps, base, splits, experiment.evaluate_adapted, pruned=name != "none")
+          own, level_steps, base, splits, experiment.evaluate, pruned=name != "none")
       reporting.write_json(path, record)
       log(f"{case.title}, seed {seed}, {name}, {level_steps} steps: " + ", ".join(
           f"{100 * np.mean(level['accuracy']):.2f} % at {level['sparsity']:.2f}" for level in record["levels"])
@@ -242,7 +242,7 @@ def _course(config, level_steps, base, splits, evaluate, pruned):
   levels = []
 
   def evaluated(state, loss):
-    after = evaluate(state, "test", config.test_episodes)
+    after = evaluate(state, "test", config.test_episodes)[1]
     levels.append({"sparsity": experiment.sparsity(state), "by_layer": experiment.sparsity_by_layer(state),
                    "train_loss": loss, "accuracy": after.tolist()})
 
@@ -279,7 +279,7 @@ def _agreement(experiment, state, names):
 
   def accuracy(mask):
     pruned = state._replace(params=mg.apply_mask(params, mask), optimizer=mg.GradualPruningState(0, mask, ()))
-    return experiment.evaluate_adapted(pruned, "validation", config.validation_episodes).tolist()
+    return experiment.evaluate(pruned, "validation", config.validation_episodes)[1].tolist()
 
   for name in names:
     found[name] |= {"spearman": float(stats.spearmanr(flat["anp"], flat[name]).statistic),

@@ -125,8 +125,8 @@ class FewShot:
     self._options = {"compiler_options": compiler_options(convolutions=True)}
     logits = lambda params, images: self.network.apply(params, images)[0]
 
-    def evaluate(params, key, pool, mask, episodes, before):
-      return mg.evaluate_episodes(self._tester, logits, tested, params, key, pool, episodes=episodes, mask=mask, before=before,
+    def evaluate(params, key, pool, mask, episodes):
+      return mg.evaluate_episodes(self._tester, logits, tested, params, key, pool, episodes=episodes, mask=mask,
                                   task_axis=config.task_axis, mesh=self.mesh)
     self._evaluate = Compiled(self.clock, "evaluate", evaluate, **self._options)
     self._trained = 0
@@ -185,18 +185,11 @@ class FewShot:
   def evaluate(self, state: mg.MetaState, split: str, episodes: int) -> tuple[np.ndarray, np.ndarray]:
     """Accuracy before and after adaptation on episodes of a split: the same episodes for every state and every config of
     the same ways, shots and queries."""
-    before, after = self._accuracies(state, split, episodes, before=True)
-    return np.asarray(before)[:episodes], np.asarray(after)[:episodes]
-
-  def evaluate_adapted(self, state: mg.MetaState, split: str, episodes: int) -> np.ndarray:
-    """The accuracy after adaptation that `evaluate` gives, for about half of its time."""
-    return np.asarray(self._accuracies(state, split, episodes, before=False)[1])[:episodes]
-
-  def _accuracies(self, state, split, episodes, before):
     pruning = mg.find_pruning(state.optimizer)
     key = jax.random.fold_in(jax.random.key(2**20), ("train", "validation", "test").index(split))
     mask = None if pruning is None else pruning.mask
-    return self._evaluate(state.params, key, self.splits[split], mask, episodes=self.episodes(episodes), before=before)
+    before, after = self._evaluate(state.params, key, self.splits[split], mask, episodes=self.episodes(episodes))
+    return np.asarray(before)[:episodes], np.asarray(after)[:episodes]
 
   def episodes(self, count: int) -> int:
     """So many, or the next number that the devices divide."""

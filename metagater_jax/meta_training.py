@@ -108,8 +108,7 @@ def run_meta_steps(learner: MetaLearner, optimizer: optax.GradientTransformation
 
 def evaluate_episodes(learner: MetaLearner, logits: Callable[[Params, jax.Array], jax.Array], sample: Callable[..., Episode],
                       params: Params, key: jax.Array, data: Any = None, *, episodes: int, mask: Params | None = None,
-                      before: bool = True, task_axis: str | int = "auto", mesh: Mesh | None = None
-                      ) -> tuple[jax.Array | None, jax.Array]:
+                      task_axis: str | int = "auto", mesh: Mesh | None = None) -> tuple[jax.Array, jax.Array]:
   """Accuracy on the queries of so many episodes, before and after adaptation to their support, each (episodes,).
 
   Args:
@@ -121,7 +120,6 @@ def evaluate_episodes(learner: MetaLearner, logits: Callable[[Params, jax.Array]
     data: what `sample` draws from.
     episodes, task_axis, mesh: as in `run_meta_steps`.
     mask: of what is pruned, so that adaptation does not bring it back.
-    before: False leaves accuracy before adaptation out (it is None then), which saves a pass over the queries.
   """
   if mesh is not None:
     check_mesh(mesh, episodes)
@@ -130,7 +128,7 @@ def evaluate_episodes(learner: MetaLearner, logits: Callable[[Params, jax.Array]
     def one(key):
       support, query = sample(key, data)
       accuracy = lambda params: jnp.mean(jnp.argmax(logits(params, query.images), -1) == query.labels)
-      return accuracy(learner.params(params)) if before else None, accuracy(learner.adapt(params, support, mask))
+      return accuracy(learner.params(params)), accuracy(learner.adapt(params, support, mask))
     return map_tasks(one, keys, task_axis)
 
   if mesh is not None:
