@@ -28,8 +28,8 @@ from experiments.paired import paired_difference
 from experiments.programs import compiler_options
 from experiments.training import load_parameters, save_parameters
 
-__all__ = ["CASES", "LEVELS", "NAMES", "SCORES", "Case", "make_report", "markdown", "merge_reports", "overview", "reproduce",
-           "run_case", "write_report"]
+__all__ = ["CASES", "LEVELS", "NAMES", "SCORES", "Case", "claims", "make_report", "markdown", "merge_reports", "overview",
+           "reproduce", "run_case", "write_report"]
 
 LEVELS = (0.5, 0.7, 0.85, 0.95)
 # Sparsities at which a trained network is pruned at once, without training after it.
@@ -452,6 +452,35 @@ def overview(report: dict[str, Any]) -> str:
   return "\n".join(lines)
 
 
+# What ANP is expected to do: sparsity, how it is said, the score it is compared with, and by how much it may be behind.
+_CLAIMS = ((-2, "within 1 point of not pruned", "none", 0.01), (-2, "ahead of SNIP", "snip", 0.0),
+           (-2, "ahead of magnitude", "magnitude", 0.0), (-1, "ahead of SNIP", "snip", 0.0), (-1, "ahead of magnitude", "magnitude", 0.0))
+
+
+def claims(report: dict[str, Any]) -> str:
+  """A table of what ANP is expected to do at the highest two sparsities, and in which cases the intervals say that it does.
+
+  The interval is that over the means of the seeds (Student's t); with one seed it is over test episodes, and the cell says so.
+  """
+  lines = ["| network and task, steps per level | " + " | ".join(
+      f"{100 * report['levels'][i]:.0f} %: {what}" for i, what, _, _ in _CLAIMS) + " |", "|---|" + "---|" * len(_CLAIMS)]
+  for case in report["cases"].values():
+    for level_steps, scores in case["courses"].items():
+      if "anp" in scores:
+        cells = [_verdict(scores["anp"][i].get(f"minus_{other}"), margin) for i, _, other, margin in _CLAIMS]
+        lines.append(f"| {case['title']}, {level_steps} | " + " | ".join(cells) + " |")
+  return "\n".join(lines)
+
+
+def _verdict(value, margin):
+  if value is None:
+    return "not run"
+  difference, seeds = _over_seeds(value), len(value["by_seed"])
+  if seeds == 1:
+    difference = difference._replace(low=value["mean"] - value["ci95"], high=value["mean"] + value["ci95"])
+  return f"{difference.verdict(margin)} ({seeds} seed{'s' if seeds > 1 else ''})"
+
+
 def markdown(report: dict[str, Any]) -> str:
   """The report's tables as text."""
   lines = []
@@ -501,12 +530,16 @@ def _percent(value):
 
 def _points(value):
   text = f"{100 * value['mean']:+.1f} ± {100 * value['ci95']:.1f}"
-  means = {seed: part["mean"] for seed, part in value["by_seed"].items()}
-  if len(means) < 2:
+  over_seeds = _over_seeds(value)
+  if over_seeds.high is None:
     return text
-  over_seeds = paired_difference(means, dict.fromkeys(means, 0.0))
-  return (f"{text} ({', '.join(f'{100 * mean:+.1f}' for mean in means.values())}; "
-          f"seeds ± {50 * (over_seeds.high - over_seeds.low):.1f})")
+  by_seed = ", ".join(f"{100 * part['mean']:+.1f}" for part in value["by_seed"].values())
+  return f"{text} ({by_seed}; seeds ± {50 * (over_seeds.high - over_seeds.low):.1f})"
+
+
+def _over_seeds(value):
+  means = {seed: part["mean"] for seed, part in value["by_seed"].items()}
+  return paired_difference(means, dict.fromkeys(means, 0.0))
 
 
 def _weights_pruned(scores, level, i=None):

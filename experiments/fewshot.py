@@ -74,7 +74,9 @@ def run(config: ConfigDict, workdir: str | Path, splits: Splits | None = None, q
   seconds = experiment.clock.seconds | {"total": time.perf_counter() - start}
   result = {"name": config.name, "learner": config.learner, "model": config.model, "seed": config.seed, "ways": config.ways,
             "shots": config.shots, "train_queries": config.train_queries, "steps": config.steps,
-            "augment": config.augment, "prune": config.prune.to_dict(),
+            "augment": config.augment, "widths": list(experiment.network.backbone.widths), "inner_lr": config.inner_lr,
+            "inner_steps": config.inner_steps, "learn_rates": config.learn_rates, "test_inner_steps": config.test_inner_steps,
+            "prune": config.prune.to_dict(),
             "accuracy": interval(after), "accuracy_before_adaptation": interval(before),
             "sparsity": experiment.sparsity(state), "sparsity_by_layer": experiment.sparsity_by_layer(state),
             "parameters": experiment.parameters(state), "episodes_per_second": experiment.episodes_per_second(),

@@ -69,8 +69,8 @@ def record_anp(workdir: Path, results: Path) -> None:
 
 
 # What identifies a few-shot run: a second one of the same takes the place of the first.
-_FEWSHOT_KEY = ("name", "learner", "model", "ways", "shots", "train_queries", "steps", "augment", "seed", "score",
-                "sparsity_asked")
+_FEWSHOT_KEY = ("name", "learner", "model", "widths", "ways", "shots", "train_queries", "inner_lr", "inner_steps", "learn_rates",
+                "test_inner_steps", "steps", "augment", "seed", "score", "sparsity_asked")
 
 
 def record_fewshot(workdir: Path, results: Path) -> None:
@@ -79,9 +79,8 @@ def record_fewshot(workdir: Path, results: Path) -> None:
   if not source.is_file():
     raise SystemExit(f"experiments.summarize: there is no result.json in {workdir}; run experiments.fewshot first.")
   result = json.loads(source.read_text())
-  entry = {name: result.get(name) for name in ("name", "learner", "model", "ways", "shots", "train_queries", "steps", "augment", "seed",
-                                               "accuracy", "accuracy_before_adaptation", "sparsity", "parameters", "episodes_per_second",
-                                               "seconds", "versions", "devices")}
+  entry = {name: result.get(name) for name in (*_FEWSHOT_KEY[:-2], "accuracy", "accuracy_before_adaptation", "sparsity", "parameters",
+                                               "episodes_per_second", "seconds", "versions", "devices")}
   entry |= {"score": result["prune"]["score"], "sparsity_asked": result["prune"]["sparsity"]}
   path = results / "fewshot.json"
   held = json.loads(path.read_text()) if path.is_file() else []
@@ -91,14 +90,16 @@ def record_fewshot(workdir: Path, results: Path) -> None:
 
 
 def _fewshot_table(entries: list[dict[str, Any]]) -> str:
-  lines = ["| benchmark | network, learner | training queries per class | steps | augmented | seed | pruned "
+  lines = ["| benchmark | network, learner | inner steps, rate (in test) | training queries per class | steps | augmented | seed | pruned "
            "| before adaptation (%) | accuracy (%), ± 95 % interval over test episodes | meta-training |",
-           "|---|" + "---|" * 9]
+           "|---|" + "---|" * 10]
   share = lambda a: f"{100 * a['mean']:.1f} ± {100 * a['ci95']:.1f}"
   for e in entries:
     pruned = f"{100 * e['sparsity']:.0f} % by {e['score']}" if e["sparsity"] else "no"
-    lines.append(f"| {e['name']}, {e['ways']}-way {e['shots']}-shot | {e['model']} ({e['parameters']['all']:,} parameters), "
-                 f"{e['learner']} | {e['train_queries']} | {e['steps']:,} | {'yes' if e['augment'] else 'no'} | {e['seed']} | {pruned} | "
+    rate = f"{e['inner_lr']:g}{' at first, learned' if e['learn_rates'] else ''}"
+    lines.append(f"| {e['name']}, {e['ways']}-way {e['shots']}-shot | {e['model']} ({'-'.join(map(str, e['widths']))}; "
+                 f"{e['parameters']['all']:,} parameters), {e['learner']} | {e['inner_steps']}, {rate} ({e['test_inner_steps']}) | "
+                 f"{e['train_queries']} | {e['steps']:,} | {'yes' if e['augment'] else 'no'} | {e['seed']} | {pruned} | "
                  f"{share(e['accuracy_before_adaptation'])} | "
                  f"{share(e['accuracy'])} ({e['accuracy']['episodes']:,}) | {e['seconds']['train'] / 60:.0f} min |")
   return "\n".join(lines)
@@ -112,7 +113,8 @@ def write_readme(text: str, results: Path) -> str:
             "claims": ("tables/report.json", _claims_table), "sparsity": ("sparsity_curve.json", _sparsity_table),
             "anchor": ("pfedme_anchor.json", _anchor_table), "benchmark": ("benchmark.json", _benchmark_table),
             "bfloat16": ("bfloat16.json", _bfloat16_table), "fewshot": ("fewshot.json", _fewshot_table),
-            "pruned_rounds": ("pruned_rounds.json", pruned_rounds.markdown), "anp": ("anp/anp.json", anp_tables.overview)}
+            "pruned_rounds": ("pruned_rounds.json", pruned_rounds.markdown), "anp": ("anp/anp.json", anp_tables.overview),
+            "anp_claims": ("anp/anp.json", anp_tables.claims)}
   for name, (file, table) in tables.items():
     path = results / file
     if f"<!-- table: {name} -->" in text and path.is_file():

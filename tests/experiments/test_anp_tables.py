@@ -89,6 +89,25 @@ def test_reports_of_other_seeds_are_merged_as_if_made_together(tmp_path):
   assert anp_tables.overview(merged).count(cell) == 2
 
 
+def test_claims_are_judged_by_the_interval_over_seeds(tmp_path):
+  """Student's t over 0.020, 0.025, 0.030 is ± 0.012, over the first two ± 0.032; one seed is judged by its episodes."""
+  spread = np.tile([-0.01, 0.01], 50)  # an interval of ± 0.002 over 100 episodes
+
+  def cells(seeds, ahead, behind):
+    courses = lambda seed: {"none": (0.6 + 0 * spread).tolist(), "anp": (0.6 - behind + spread).tolist(),
+                            "magnitude": (0.6 - behind - ahead[seed] + 0 * spread).tolist()}
+    folder = _made_up_records(tmp_path / str((seeds, behind)), {seed: ([0.5] * 100, courses(seed)) for seed in seeds})
+    row = anp_tables.claims(anp_tables.make_report(folder)).splitlines()[-1]
+    return [cell.strip() for cell in row.split("|")[2:-1]]
+
+  ahead = {1: 0.02, 2: 0.025, 3: 0.03, 4: -0.0025, 5: -0.0015}
+  assert cells((1, 2, 3), ahead, 0.0115) == [
+      "refuted (3 seeds)", "not run", "confirmed (3 seeds)", "not run", "confirmed (3 seeds)"]
+  assert cells((1, 2), ahead, 0.009)[::2] == ["confirmed (2 seeds)", "not confirmed (2 seeds)", "not confirmed (2 seeds)"]
+  assert cells((4,), ahead, 0.0085)[::2] == ["not confirmed (1 seed)", "refuted (1 seed)", "refuted (1 seed)"]
+  assert cells((5,), ahead, 0.0075)[::2] == ["confirmed (1 seed)", "not confirmed (1 seed)", "not confirmed (1 seed)"]
+
+
 def test_sparsity_of_weights_is_told_where_it_is_not_the_level(tmp_path):
   """As where whole filters are pruned: scores that prune as many may remove more weights or fewer."""
   report = anp_tables.make_report(_made_up_records(tmp_path, _random_records([1])))
