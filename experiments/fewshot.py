@@ -71,6 +71,8 @@ def run(config: ConfigDict, workdir: str | Path, splits: Splits | None = None, q
   finally:
     progress.close()
   before, after = experiment.evaluate(state, "test", config.test_episodes)
+  np.savetxt(workdir / "test_episodes.csv", np.stack([before, after], 1), "%.6f", delimiter=",", comments="",
+             header="accuracy_before,accuracy")  # of the same episodes in each run: what another run is paired with
   seconds = experiment.clock.seconds | {"total": time.perf_counter() - start}
   result = {"name": config.name, "learner": config.learner, "model": config.model, "seed": config.seed, "ways": config.ways,
             "shots": config.shots, "train_queries": config.train_queries, "steps": config.steps,

@@ -39,6 +39,9 @@ def test_a_run_writes_everything(pruned):
   assert result["accuracy"]["mean"] > result["accuracy_before_adaptation"]["mean"] + 0.1
   assert result["accuracy"]["episodes"] == 30
   assert result["episodes_per_second"] > 0
+  before, after = np.loadtxt(workdir / "test_episodes.csv", delimiter=",", skiprows=1).T
+  assert [len(after), before.mean(), after.mean()] == pytest.approx(
+      [30, result["accuracy_before_adaptation"]["mean"], result["accuracy"]["mean"]], abs=1e-5)
 
 
 def test_the_saved_model_is_pruned(pruned):
