@@ -70,7 +70,7 @@ def record_anp(workdir: Path, results: Path) -> None:
 
 # What identifies a few-shot run: a second one of the same takes the place of the first.
 _FEWSHOT_KEY = ("name", "learner", "model", "widths", "ways", "shots", "train_queries", "inner_lr", "inner_steps", "learn_rates",
-                "test_inner_steps", "steps", "augment", "seed", "score", "sparsity_asked")
+                "test_inner_steps", "steps", "augment", "seed")
 
 
 def record_fewshot(workdir: Path, results: Path) -> None:
@@ -79,12 +79,12 @@ def record_fewshot(workdir: Path, results: Path) -> None:
   if not source.is_file():
     raise SystemExit(f"experiments.summarize: there is no result.json in {workdir}; run experiments.fewshot first.")
   result = json.loads(source.read_text())
-  entry = {name: result.get(name) for name in (*_FEWSHOT_KEY[:-2], "accuracy", "accuracy_before_adaptation", "sparsity", "parameters",
+  entry = {name: result.get(name) for name in (*_FEWSHOT_KEY, "accuracy", "accuracy_before_adaptation", "sparsity", "parameters",
                                                "episodes_per_second", "seconds", "versions", "devices")}
-  entry |= {"score": result["prune"]["score"], "sparsity_asked": result["prune"]["sparsity"]}
+  entry["prune"] = result["prune"] if result["prune"]["sparsity"] else None
   path = results / "fewshot.json"
   held = json.loads(path.read_text()) if path.is_file() else []
-  key = lambda entry: [str(entry[name]) for name in _FEWSHOT_KEY]
+  key = lambda entry: [str(entry[name]) for name in (*_FEWSHOT_KEY, "prune")]
   entries = [other for other in held if key(other) != key(entry)] + [entry]
   path.write_text(json.dumps(sorted(entries, key=key), indent=1) + "\n")
 
@@ -95,7 +95,9 @@ def _fewshot_table(entries: list[dict[str, Any]]) -> str:
            "|---|" + "---|" * 10]
   share = lambda a: f"{100 * a['mean']:.1f} ± {100 * a['ci95']:.1f}"
   for e in entries:
-    pruned = f"{100 * e['sparsity']:.0f} % by {e['score']}" if e["sparsity"] else "no"
+    pruned = "no" if e["prune"] is None else (
+        f"{100 * e['sparsity']:.0f} % by {e['prune']['score']}, steps {e['prune']['begin'] * e['steps']:,.0f} to "
+        f"{e['prune']['end'] * e['steps']:,.0f}")
     rate = f"{e['inner_lr']:g}{' at first, learned' if e['learn_rates'] else ''}"
     lines.append(f"| {e['name']}, {e['ways']}-way {e['shots']}-shot | {e['model']} ({'-'.join(map(str, e['widths']))}; "
                  f"{e['parameters']['all']:,} parameters), {e['learner']} | {e['inner_steps']}, {rate} ({e['test_inner_steps']}) | "
