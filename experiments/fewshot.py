@@ -27,7 +27,11 @@ from experiments.training import check_workdir, save_parameters
 from metagater_jax.data.datasets import DatasetError, load_dataset, load_omniglot
 from metagater_jax.data.fewshot import cifar_fs_classes, split_classes
 
-__all__ = ["FewShot", "load_splits", "main", "make_score", "run"]
+__all__ = ["SETTINGS", "FewShot", "load_splits", "main", "make_score", "run"]
+
+# Fields on which the numbers of a run depend; they are in its result, and tell runs apart where several are recorded.
+SETTINGS = ("name", "dataset", "alphabets", "learner", "derivative", "model", "widths", "ways", "shots", "queries", "train_queries",
+            "augment", "inner_lr", "inner_steps", "learn_rates", "test_inner_steps", "outer_lr", "episodes", "steps", "seed", "prune")
 
 Splits = dict[str, mg.ClassPool]
 
@@ -74,16 +78,13 @@ def run(config: ConfigDict, workdir: str | Path, splits: Splits | None = None, q
   np.savetxt(workdir / "test_episodes.csv", np.stack([before, after], 1), "%.6f", delimiter=",", comments="",
              header="accuracy_before,accuracy")  # of the same episodes in each run: what another run is paired with
   seconds = experiment.clock.seconds | {"total": time.perf_counter() - start}
-  result = {"name": config.name, "learner": config.learner, "model": config.model, "seed": config.seed, "ways": config.ways,
-            "shots": config.shots, "train_queries": config.train_queries, "steps": config.steps,
-            "augment": config.augment, "widths": list(experiment.network.backbone.widths), "inner_lr": config.inner_lr,
-            "inner_steps": config.inner_steps, "learn_rates": config.learn_rates, "test_inner_steps": config.test_inner_steps,
-            "prune": config.prune.to_dict(),
-            "accuracy": interval(after), "accuracy_before_adaptation": interval(before),
-            "sparsity": experiment.sparsity(state), "sparsity_by_layer": experiment.sparsity_by_layer(state),
-            "parameters": experiment.parameters(state), "episodes_per_second": experiment.episodes_per_second(),
-            "compile_seconds": seconds["compile"], "seconds": seconds, "versions": {"jax": jax.__version__},
-            "devices": [device.device_kind for device in jax.devices()]}
+  settings = config.to_dict() | {"widths": list(experiment.network.backbone.widths), "alphabets": list(config.alphabets)}
+  result = {name: settings[name] for name in SETTINGS}
+  result |= {"accuracy": interval(after), "accuracy_before_adaptation": interval(before),
+             "sparsity": experiment.sparsity(state), "sparsity_by_layer": experiment.sparsity_by_layer(state),
+             "parameters": experiment.parameters(state), "episodes_per_second": experiment.episodes_per_second(),
+             "compile_seconds": seconds["compile"], "seconds": seconds, "versions": {"jax": jax.__version__},
+             "devices": [device.device_kind for device in jax.devices()]}
   save_parameters(workdir / "meta_model.npz", state.params)
   if config.prune.sparsity:
     save_parameters(workdir / "mask.npz", mg.pruning_mask(state.optimizer))

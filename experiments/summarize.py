@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import anp_tables, pruned_rounds, report
+from experiments import anp_tables, fewshot, pruned_rounds, report
 from experiments.config import ConfigError
 
 __all__ = ["main", "record", "record_anp", "record_fewshot", "write_readme"]
@@ -68,23 +68,19 @@ def record_anp(workdir: Path, results: Path) -> None:
   anp_tables.write_report(content, results / "anp")
 
 
-# What identifies a few-shot run: a second one of the same takes the place of the first.
-_FEWSHOT_KEY = ("name", "learner", "model", "widths", "ways", "shots", "train_queries", "inner_lr", "inner_steps", "learn_rates",
-                "test_inner_steps", "steps", "augment", "seed")
-
-
 def record_fewshot(workdir: Path, results: Path) -> None:
-  """Adds the result of a run of experiments.fewshot to results/fewshot.json."""
+  """Adds the result of a run of experiments.fewshot to results/fewshot.json; a second one of the same settings takes the place
+  of the first."""
   source = workdir / "result.json"
   if not source.is_file():
     raise SystemExit(f"experiments.summarize: there is no result.json in {workdir}; run experiments.fewshot first.")
   result = json.loads(source.read_text())
-  entry = {name: result.get(name) for name in (*_FEWSHOT_KEY, "accuracy", "accuracy_before_adaptation", "sparsity", "parameters",
+  entry = {name: result.get(name) for name in (*fewshot.SETTINGS, "accuracy", "accuracy_before_adaptation", "sparsity", "parameters",
                                                "episodes_per_second", "seconds", "versions", "devices")}
   entry["prune"] = result["prune"] if result["prune"]["sparsity"] else None
   path = results / "fewshot.json"
   held = json.loads(path.read_text()) if path.is_file() else []
-  key = lambda entry: [str(entry[name]) for name in (*_FEWSHOT_KEY, "prune")]
+  key = lambda entry: [str(entry[name]) for name in fewshot.SETTINGS]
   entries = [other for other in held if key(other) != key(entry)] + [entry]
   path.write_text(json.dumps(sorted(entries, key=key), indent=1) + "\n")
 

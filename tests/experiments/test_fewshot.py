@@ -44,6 +44,11 @@ def test_a_run_writes_everything(pruned):
       [30, result["accuracy_before_adaptation"]["mean"], result["accuracy"]["mean"]], abs=1e-5)
 
 
+def test_runs_are_told_apart_by_every_field_that_changes_their_numbers():
+  free = {"data_dir", "eval_every", "validation_episodes", "test_episodes", "mesh", "task_axis", "steps_per_dispatch"}
+  assert set(omniglot_maml.get_config()) == set(fewshot.SETTINGS) | free
+
+
 def test_the_saved_model_is_pruned(pruned):
   workdir, result = pruned
   with np.load(workdir / "meta_model.npz") as model, np.load(workdir / "mask.npz") as mask:

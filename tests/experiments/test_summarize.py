@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from experiments import report, summarize
+from experiments import fewshot, report, summarize
 from experiments.protocols import Row
 from experiments.tables import config_of
 from records import record
@@ -47,7 +47,8 @@ def test_the_table_of_a_benchmark(tmp_path):
 
 
 def test_few_shot_runs_are_recorded_once(tmp_path):
-  result = {"name": "cifarfs_maml", "learner": "maml", "model": "conv4", "ways": 5, "shots": 1, "steps": 100,
+  result = dict.fromkeys(fewshot.SETTINGS) | {
+            "name": "cifarfs_maml", "learner": "maml", "model": "conv4", "ways": 5, "shots": 1, "steps": 100,
             "train_queries": 5, "augment": False, "widths": [32] * 4, "inner_lr": 0.1, "inner_steps": 5, "learn_rates": False,
             "test_inner_steps": 10, "seed": 1, "accuracy": {"mean": 0.5, "ci95": 0.006, "episodes": 1000}, "sparsity": 0.85,
             "accuracy_before_adaptation": {"mean": 0.2, "ci95": 0.001, "episodes": 1000},
