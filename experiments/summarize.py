@@ -8,6 +8,7 @@ anew from results/; without these options only that is done.
 
 import argparse
 import csv
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -69,20 +70,27 @@ def record_anp(workdir: Path, results: Path) -> None:
 
 
 def record_fewshot(workdir: Path, results: Path) -> None:
-  """Adds the result of a run of experiments.fewshot to results/fewshot.json; a second one of the same settings takes the place
-  of the first."""
+  """Adds the result of a run of experiments.fewshot to results/fewshot.json, with the accuracy of each test episode; a second one
+  of the same settings takes the place of the first."""
   source = workdir / "result.json"
   if not source.is_file():
     raise SystemExit(f"experiments.summarize: there is no result.json in {workdir}; run experiments.fewshot first.")
   result = json.loads(source.read_text())
-  entry = {name: result.get(name) for name in (*fewshot.SETTINGS, "accuracy", "accuracy_before_adaptation", "sparsity", "parameters",
-                                               "episodes_per_second", "seconds", "versions", "devices")}
+  fields = (*fewshot.SETTINGS, "accuracy", "accuracy_before_adaptation", "sparsity", "parameters", "episodes_per_second", "seconds",
+            "versions", "devices")
+  if missing := [name for name in fields if name not in result]:
+    raise SystemExit(f"experiments.summarize: {source} has no {', '.join(missing)}: it is of an earlier version. Run it again, or "
+                     f"add what config.json beside it says.")
+  entry = {name: result[name] for name in fields}
   entry["prune"] = result["prune"] if result["prune"]["sparsity"] else None
+  episodes = workdir / "test_episodes.csv"  # which runs of before it was written lack
+  entry["accuracies"] = np.loadtxt(episodes, delimiter=",", skiprows=1)[:, 1].round(4).tolist() if episodes.is_file() else None
   path = results / "fewshot.json"
   held = json.loads(path.read_text()) if path.is_file() else []
   key = lambda entry: [str(entry[name]) for name in fewshot.SETTINGS]
   entries = [other for other in held if key(other) != key(entry)] + [entry]
-  path.write_text(json.dumps(sorted(entries, key=key), indent=1) + "\n")
+  text = json.dumps(sorted(entries, key=key), indent=1)
+  path.write_text(re.sub(r"\[([^][{}]*)\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n")  # a list of numbers in one line
 
 
 def _fewshot_table(entries: list[dict[str, Any]]) -> str:
@@ -91,9 +99,7 @@ def _fewshot_table(entries: list[dict[str, Any]]) -> str:
            "|---|" + "---|" * 10]
   share = lambda a: f"{100 * a['mean']:.1f} ± {100 * a['ci95']:.1f}"
   for e in entries:
-    pruned = "no" if e["prune"] is None else (
-        f"{100 * e['sparsity']:.0f} % by {e['prune']['score']}, steps {e['prune']['begin'] * e['steps']:,.0f} to "
-        f"{e['prune']['end'] * e['steps']:,.0f}")
+    pruned = "no" if e["prune"] is None else _pruned(e)
     rate = f"{e['inner_lr']:g}{' at first, learned' if e['learn_rates'] else ''}"
     lines.append(f"| {e['name']}, {e['ways']}-way {e['shots']}-shot | {e['model']} ({'-'.join(map(str, e['widths']))}; "
                  f"{e['parameters']['all']:,} parameters), {e['learner']} | {e['inner_steps']}, {rate} ({e['test_inner_steps']}) | "
@@ -101,6 +107,34 @@ def _fewshot_table(entries: list[dict[str, Any]]) -> str:
                  f"{share(e['accuracy_before_adaptation'])} | "
                  f"{share(e['accuracy'])} ({e['accuracy']['episodes']:,}) | {e['seconds']['train'] / 60:.0f} min |")
   return "\n".join(lines)
+
+
+def _fewshot_pairs_table(entries: list[dict[str, Any]]) -> str:
+  """Runs that differ in settings of training only, episode by episode; those of different seeds are not compared."""
+  lines = ["| benchmark, seed | run | compared with | difference (points), ± 95 % interval over test episodes |", "|---|---|---|---|"]
+  tested = ("dataset", "alphabets", "ways", "shots", "queries", "seed")
+  for a, b in itertools.combinations([e for e in entries if e.get("accuracies")], 2):
+    if any(a[name] != b[name] for name in tested) or len(a["accuracies"]) != len(b["accuracies"]):
+      continue
+    differing = [name for name in fewshot.SETTINGS if a[name] != b[name]]
+    a, b = sorted((a, b), key=lambda e: -e["accuracy"]["mean"])
+    difference = fewshot.interval(100 * (np.array(a["accuracies"]) - np.array(b["accuracies"])))
+    lines.append(f"| {a['name']}, {a['ways']}-way {a['shots']}-shot, {a['seed']} | {_told_apart(a, differing)} | "
+                 f"{_told_apart(b, differing)} | {difference['mean']:+.1f} ± {difference['ci95']:.1f} ({difference['episodes']:,}) |")
+  return "\n".join(lines)
+
+
+def _told_apart(entry, differing):
+  """A run's network and pruning, what else of it is not as in another, and how many of its parameters are left."""
+  others = [f"{name} {entry[name]}" for name in differing if name not in ("model", "widths", "prune")]
+  return ", ".join([f"{entry['model']} ({'-'.join(map(str, entry['widths']))})", _pruned(entry), *others,
+                    f"{entry['parameters']['kept']:,} parameters kept"])
+
+
+def _pruned(e):
+  return "not pruned" if e["prune"] is None else (
+      f"{100 * e['sparsity']:.0f} % by {e['prune']['score']}, steps {e['prune']['begin'] * e['steps']:,.0f} to "
+      f"{e['prune']['end'] * e['steps']:,.0f}")
 
 
 def write_readme(text: str, results: Path) -> str:
@@ -111,6 +145,7 @@ def write_readme(text: str, results: Path) -> str:
             "claims": ("tables/report.json", _claims_table), "sparsity": ("sparsity_curve.json", _sparsity_table),
             "anchor": ("pfedme_anchor.json", _anchor_table), "benchmark": ("benchmark.json", _benchmark_table),
             "bfloat16": ("bfloat16.json", _bfloat16_table), "fewshot": ("fewshot.json", _fewshot_table),
+            "fewshot_pairs": ("fewshot.json", _fewshot_pairs_table),
             "pruned_rounds": ("pruned_rounds.json", pruned_rounds.markdown), "anp": ("anp/anp.json", anp_tables.overview),
             "anp_claims": ("anp/anp.json", anp_tables.claims)}
   for name, (file, table) in tables.items():

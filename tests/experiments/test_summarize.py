@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 
 from experiments import fewshot, report, summarize
@@ -53,7 +54,8 @@ def test_few_shot_runs_are_recorded_once(tmp_path):
             "test_inner_steps": 10, "seed": 1, "accuracy": {"mean": 0.5, "ci95": 0.006, "episodes": 1000}, "sparsity": 0.85,
             "accuracy_before_adaptation": {"mean": 0.2, "ci95": 0.001, "episodes": 1000},
             "prune": {"score": "anp", "sparsity": 0.85, "begin": 0.5, "end": 0.75},
-            "parameters": {"all": 29413, "kept": 4500}, "seconds": {"train": 600.0}}
+            "parameters": {"all": 29413, "kept": 4500}, "seconds": {"train": 600.0}, "episodes_per_second": 2.0, "versions": {},
+            "devices": []}
   for seed, inner_steps, mean in ((1, 5, 0.4), (2, 5, 0.6), (1, 5, 0.5), (1, 2, 0.3)):  # the first is run again; the last is another
     result |= {"seed": seed, "inner_steps": inner_steps, "accuracy": result["accuracy"] | {"mean": mean}}
     (tmp_path / "result.json").write_text(json.dumps(result))
@@ -65,8 +67,35 @@ def test_few_shot_runs_are_recorded_once(tmp_path):
   assert "| 85 % by anp, steps 50 to 75 | 20.0 ± 0.1 | 50.0 ± 0.6 (1,000) | 10 min |" in rows[0]
 
 
+def test_few_shot_runs_are_compared_episode_by_episode(tmp_path):
+  rng = np.random.default_rng(0)
+  hard = rng.uniform(-0.3, 0.3, 400)  # what is hard about an episode is hard for every run, so pairs say more than means do
+  runs = {"dense": (0.6 + hard, (64, 64), None, 1), "pruned": (0.58 + hard + rng.normal(0, 0.02, 400), (64, 64), "anp", 1),
+          "other": (0.5 + hard, (64, 64), None, 2)}
+  for name, (accuracy, widths, score, seed) in runs.items():
+    folder = tmp_path / name
+    folder.mkdir()
+    result = dict.fromkeys(fewshot.SETTINGS) | {
+        "name": "cifarfs_maml", "dataset": "cifarfs", "ways": 5, "shots": 1, "steps": 100, "seed": seed, "model": "conv4",
+        "widths": widths,
+        "accuracy": fewshot.interval(accuracy), "accuracy_before_adaptation": {}, "sparsity": 0.85, "versions": {}, "devices": [],
+        "episodes_per_second": 2.0, "seconds": {}, "parameters": {"all": 9000, "kept": 1000 if score else 9000},
+        "prune": {"score": score, "sparsity": 0.85 if score else 0.0, "begin": 0.25, "end": 0.5}}
+    (folder / "result.json").write_text(json.dumps(result))
+    np.savetxt(folder / "test_episodes.csv", np.stack([accuracy, accuracy], 1), delimiter=",", header="a,b", comments="")
+    summarize.record_fewshot(folder, tmp_path)
+  d = 100 * (runs["dense"][0] - runs["pruned"][0])
+  text = summarize.write_readme("<!-- table: fewshot_pairs -->\n<!-- end -->", tmp_path)
+  assert text.splitlines()[3:-1] == [
+      "| cifarfs_maml, 5-way 1-shot, 1 | conv4 (64-64), not pruned, 9,000 parameters kept | conv4 (64-64), 85 % by anp, steps 25 to 50, 1,000 "
+      f"parameters kept | {d.mean():+.1f} ± {1.96 * d.std(ddof=1) / 20:.1f} (400) |"]
+
+
 def test_a_folder_without_a_report(tmp_path):
   with pytest.raises(SystemExit, match="there is no result.json"):
+    summarize.record_fewshot(tmp_path, tmp_path)
+  (tmp_path / "result.json").write_text(json.dumps(dict.fromkeys(set(fewshot.SETTINGS) - {"outer_lr"})))
+  with pytest.raises(SystemExit, match="has no outer_lr, accuracy"):
     summarize.record_fewshot(tmp_path, tmp_path)
   with pytest.raises(SystemExit, match="there is no report.json"):
     summarize.record(tmp_path, tmp_path)
