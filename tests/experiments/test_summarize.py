@@ -56,6 +56,7 @@ def test_few_shot_runs_are_recorded_once(tmp_path):
             "prune": {"score": "anp", "sparsity": 0.85, "begin": 0.5, "end": 0.75},
             "parameters": {"all": 29413, "kept": 4500}, "seconds": {"train": 600.0}, "episodes_per_second": 2.0, "versions": {},
             "devices": []}
+  np.savetxt(tmp_path / "test_episodes.csv", np.full((3, 2), 0.5), delimiter=",", header="a,b", comments="")
   for seed, inner_steps, mean in ((1, 5, 0.4), (2, 5, 0.6), (1, 5, 0.5), (1, 2, 0.3)):  # the first is run again; the last is another
     result |= {"seed": seed, "inner_steps": inner_steps, "accuracy": result["accuracy"] | {"mean": mean}}
     (tmp_path / "result.json").write_text(json.dumps(result))
@@ -76,8 +77,7 @@ def test_few_shot_runs_are_compared_episode_by_episode(tmp_path):
     folder = tmp_path / name
     folder.mkdir()
     result = dict.fromkeys(fewshot.SETTINGS) | {
-        "name": "cifarfs_maml", "dataset": "cifarfs", "ways": 5, "shots": 1, "steps": 100, "seed": seed, "model": "conv4",
-        "widths": widths,
+        "name": "cifarfs_maml", "dataset": "cifarfs", "ways": 5, "shots": 1, "steps": 100, "seed": seed, "model": "conv4", "widths": widths,
         "accuracy": fewshot.interval(accuracy), "accuracy_before_adaptation": {}, "sparsity": 0.85, "versions": {}, "devices": [],
         "episodes_per_second": 2.0, "seconds": {}, "parameters": {"all": 9000, "kept": 1000 if score else 9000},
         "prune": {"score": score, "sparsity": 0.85 if score else 0.0, "begin": 0.25, "end": 0.5}}
@@ -87,8 +87,8 @@ def test_few_shot_runs_are_compared_episode_by_episode(tmp_path):
   d = 100 * (runs["dense"][0] - runs["pruned"][0])
   text = summarize.write_readme("<!-- table: fewshot_pairs -->\n<!-- end -->", tmp_path)
   assert text.splitlines()[3:-1] == [
-      "| cifarfs_maml, 5-way 1-shot, 1 | conv4 (64-64), not pruned, 9,000 parameters kept | conv4 (64-64), 85 % by anp, steps 25 to 50, 1,000 "
-      f"parameters kept | {d.mean():+.1f} ± {1.96 * d.std(ddof=1) / 20:.1f} (400) |"]
+      "| cifarfs_maml, 5-way 1-shot, 1 | conv4 (64-64), not pruned, 9,000 parameters kept | conv4 (64-64), 85 % by anp, steps 25 to "
+      f"50, 1,000 parameters kept | {d.mean():+.1f} ± {1.96 * d.std(ddof=1) / 20:.1f} (400) |"]
 
 
 def test_a_folder_without_a_report(tmp_path):
