@@ -1,13 +1,23 @@
 """Small problems that several test files use."""
 
+import os
+import tempfile
+
+# Hundreds of small programs are compiled here and run once or twice: compiling them well takes longer than running them. In the
+# environment before JAX is imported, so that it holds in the commands which tests start, too.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}"
+# What one process has compiled no other one compiles again; a worker of pytest-xdist finds the folder in its environment.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _compiled = tempfile.TemporaryDirectory(prefix="metagater-tests-")
+  os.environ |= {"JAX_COMPILATION_CACHE_DIR": _compiled.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+
 import jax
 import numpy as np
 import pytest
 
 import metagater_jax as mg
 
-# Hundreds of small programs are compiled here and run once or twice: compiling them well takes longer than running them.
-jax.config.update("jax_disable_most_optimizations", True)
 # Some tests spread tasks over devices; everything else runs on the first.
 jax.config.update("jax_num_cpu_devices", 8)
 
