@@ -30,9 +30,10 @@ def command(*arguments, **environment):
 
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory):
-  """The default command twice with one seed, in processes of their own."""
+  """The default command twice with one seed, in processes of their own, each of which compiles its programs itself."""
   folders = [tmp_path_factory.mktemp("run") / "work" for _ in range(2)]
-  return folders, [command(f"--workdir={folder}", "--config.seed=3", *SHORT) for folder in folders]
+  return folders, [command(f"--workdir={folder}", "--config.seed=3", *SHORT, JAX_ENABLE_COMPILATION_CACHE="false")
+                   for folder in folders]
 
 
 def test_the_command_writes_everything(two_runs):
