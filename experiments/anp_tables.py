@@ -304,11 +304,25 @@ def make_report(workdir: Path) -> dict[str, Any]:
     records = {}
     for path in sorted((workdir / name).glob("seed-*-*-*.json")):
       _, seed, score, level_steps = path.stem.split("-")
-      records.setdefault(int(level_steps), {}).setdefault(score, {})[int(seed)] = json.loads(path.read_text())["levels"]
+      records.setdefault(int(level_steps), {}).setdefault(score, {})[int(seed)] = _read_levels(path)
     for level_steps, runs in sorted(records.items()):
       entry["courses"][str(level_steps)] = {score: _levels(score, runs, bases) for score in SCORES if score in runs}
     report["cases"][name] = entry
   return report
+
+
+def _read_levels(path):
+  """The levels of a recorded course. Where whole filters go, each with how many every layer has left, and the share of the
+  convolutions' weights that is still in use: with a filter go the next layer's weights that read it."""
+  record = json.loads(path.read_text())
+  if record["config"]["prune"]["granularity"] == "channel":
+    layers = {f"conv{i}": width for i, width in enumerate(record["config"]["widths"], 1)}
+    weights = lambda filters: sum(read * made for read, made in zip([3, *filters], filters))  # of 3×3 convolutions, over 9
+    for level in record["levels"]:
+      pruned = {name.split("/")[-2]: share for name, share in level["by_layer"].items()}
+      left = {layer: round(width * (1 - pruned.get(layer, 0))) for layer, width in layers.items()}
+      level |= {"filters": left, "in_use": weights(list(left.values())) / weights(list(layers.values()))}
+  return record["levels"]
 
 
 def _levels(score, runs, bases):
@@ -318,6 +332,10 @@ def _levels(score, runs, bases):
   for i in range(len(LEVELS)):
     own = {seed: record[i] for seed, record in sorted(runs[score].items())}
     level = {field: _pool({seed: x[field] for seed, x in own.items()}) for field in ("sparsity", "train_loss", "accuracy")}
+    if all("filters" in x for x in own.values()):
+      level["in_use"] = _pool({seed: x["in_use"] for seed, x in own.items()})
+      level["filters"] = {layer: _pool({seed: x["filters"][layer] for seed, x in own.items()})
+                          for layer in next(iter(own.values()))["filters"]}
     level["minus_base"] = _pool({seed: np.subtract(x["accuracy"], bases[seed]["accuracy"]) for seed, x in own.items()})
     for other in _COMPARED:
       both = {seed: np.subtract(x["accuracy"], runs[other][seed][i]["accuracy"])
@@ -344,7 +362,7 @@ def _agreements(records):
 
 
 # What the ANP scores are compared with, episode by episode.
-_COMPARED = ("none", "magnitude", "snip", "snip_signed")
+_COMPARED = ("none", "magnitude", "magnitude_layer", "snip", "snip_signed")
 
 
 def _pool(by_seed):
@@ -447,7 +465,8 @@ def overview(report: dict[str, Any]) -> str:
         parts = [ours.get(f"minus_{other}") for other in ("base", "none", "snip", "magnitude")]
         before = _without(case["base"], set(_seeds(case["base"])) - set(seeds))
         lines.append(f"| {case['title']} | {', '.join(seeds)} | {_percent(before)} | {level_steps} | "
-                     f"{100 * report['levels'][i]:.0f} %{_weights_pruned(scores, report['levels'][i], i)} | "
+                     f"{100 * report['levels'][i]:.0f} %"
+                     f"{_left({score: scores[score] for score in MAIN if score in scores}, i)} | "
                      + " | ".join(accuracy) + " | " + " | ".join(_points(part) if part else "" for part in parts) + " |")
   return "\n".join(lines)
 
@@ -495,16 +514,16 @@ def markdown(report: dict[str, Any]) -> str:
                 "|---|---|" + "---|" * len(report["levels"])]
       for score, levels in scores.items():
         lines.append(f"| {NAMES[score]} | {', '.join(_seeds(levels[0]['accuracy']))} | "
-                     + " | ".join(_percent(x["accuracy"]) + _weights_pruned({score: x}, level)
-                                  for x, level in zip(levels, report["levels"])) + " |")
+                     + " | ".join(_percent(x["accuracy"]) + _left({score: levels}, i) for i, x in enumerate(levels)) + " |")
       ours = [score for score in scores if score.startswith("anp")]
       if ours:
+        compared = [other for other in _COMPARED if any(f"minus_{other}" in scores[score][0] for score in ours)]
         lines += ["", "Differences on the same episodes, in points, and by seed:", "",
-                  "| score | sparsity | minus before pruning | " + " | ".join(f"minus {NAMES[other]}" for other in _COMPARED) + " |",
-                  "|---|---|---|" + "---|" * len(_COMPARED)]
+                  "| score | sparsity | minus before pruning | " + " | ".join(f"minus {NAMES[other]}" for other in compared) + " |",
+                  "|---|---|---|" + "---|" * len(compared)]
         for score in ours:
           for i in (i for i, level in enumerate(report["levels"]) if level >= 0.85):
-            parts = [scores[score][i].get(f"minus_{other}") for other in ("base", *_COMPARED)]
+            parts = [scores[score][i].get(f"minus_{other}") for other in ("base", *compared)]
             lines.append(f"| {NAMES[score]} | {100 * report['levels'][i]:.0f} % | "
                          + " | ".join(_points(part) if part else "" for part in parts) + " |")
       lines.append("")
@@ -542,13 +561,15 @@ def _over_seeds(value):
   return paired_difference(means, dict.fromkeys(means, 0.0))
 
 
-def _weights_pruned(scores, level, i=None):
-  """Where whole filters go, the level is the share of the filters; how many weights that is depends on which."""
-  pruned = {score: (levels if i is None else levels[i])["sparsity"]["mean"] for score, levels in scores.items() if score != "none"}
-  if all(abs(sparsity - level) < 0.01 for sparsity in pruned.values()):
-    return ""
-  name = lambda score: "" if i is None else f" {NAMES[score]}"
-  return f" (weights pruned:{','.join(f'{name(score)} {100 * sparsity:.0f} %' for score, sparsity in pruned.items())})"
+def _left(scores, i):
+  """What is left at a level where whole filters go: of a given share of them, it depends on which."""
+  parts = []
+  for score, levels in scores.items():
+    if score != "none" and "filters" in levels[i]:
+      filters = "-".join(f"{layer['mean']:.0f}" for layer in levels[i]["filters"].values())
+      name = f"{NAMES[score]} " if len(scores) > 1 else ""
+      parts.append(f"{name}{filters}, {100 * levels[i]['in_use']['mean']:.1f} % of the weights in use")
+  return f" (left: {'; '.join(parts)})" if parts else ""
 
 
 def _seeds(value):

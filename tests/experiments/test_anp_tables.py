@@ -49,9 +49,10 @@ def test_levels_and_differences(recorded):
   assert "Conv-4 (64), ANIL, 5-way 1-shot" in text and "| magnitude |" in text and (workdir / "anp.png").stat().st_size
 
 
-def _made_up_records(workdir, accuracies):
+def _made_up_records(workdir, accuracies, case="conv4-1", granularity="weight", by_layer=None):
   """Records of a case without any training: by seed, accuracies of the base model and of courses at all levels, by score."""
-  folder = workdir / "conv4-1"
+  folder = workdir / case
+  config = {"widths": [4, 8], "prune": {"granularity": granularity}}
   folder.mkdir(parents=True)
   for seed, (base, courses) in accuracies.items():
     (folder / f"seed-{seed}-base.json").write_text(json.dumps({
@@ -59,8 +60,9 @@ def _made_up_records(workdir, accuracies):
             score: {"seconds": 1.0, "temporary_mb": 2.0, "spearman": 0.5, "kept_in_common": 0.7,
                     "at_once": [base] * len(anp_tables.AT_ONCE)} for score in ("anp", "magnitude")}}))
     for score, accuracy in courses.items():
-      level = {"sparsity": 0.5 if score != "magnitude" else 0.85, "train_loss": 1.0, "accuracy": accuracy}
-      (folder / f"seed-{seed}-{score}-400.json").write_text(json.dumps({"levels": [level] * len(anp_tables.LEVELS)}))
+      level = {"sparsity": 0.5, "by_layer": (by_layer or {}).get(score, {}), "train_loss": 1.0, "accuracy": accuracy}
+      (folder / f"seed-{seed}-{score}-400.json").write_text(json.dumps({
+          "config": config, "levels": [level] * len(anp_tables.LEVELS)}))
   return workdir
 
 
@@ -108,13 +110,19 @@ def test_claims_are_judged_by_the_interval_over_seeds(tmp_path):
   assert cells((5,), ahead, 0.0075)[::2] == ["confirmed (1 seed)", "not confirmed (1 seed)", "not confirmed (1 seed)"]
 
 
-def test_sparsity_of_weights_is_told_where_it_is_not_the_level(tmp_path):
-  """As where whole filters are pruned: scores that prune as many may remove more weights or fewer."""
-  report = anp_tables.make_report(_made_up_records(tmp_path, _random_records([1])))
-  assert "| 85 % (weights pruned: ANP 50 %, magnitude 85 %) |" in anp_tables.overview(report).splitlines()[2]
-  rows = [line for line in anp_tables.markdown(report).splitlines() if line.startswith(("| ANP | 1 |", "| magnitude | 1 |"))]
-  counts = [row.count("(weights pruned: 50 %)") for row in rows[:2]], [row.count("(weights pruned: 85 %)") for row in rows[:2]]
-  assert counts == ([3, 0], [0, 3])  # each agrees with one of the four levels
+def test_what_is_left_is_told_where_whole_filters_go(tmp_path):
+  """Of convolutions with 4 and 8 filters of three channels, 3·4 + 4·8 = 44 pairs of channels: 2 and 4 filters leave 3·2 + 2·4 of
+  them, 1 and 5 leave 3·1 + 1·5, though 6 filters go in both."""
+  kernels = lambda first, second: {"backbone/conv1/kernel": first, "backbone/conv2/kernel": second, "backbone/output/kernel": 0.0}
+  records = _made_up_records(tmp_path, _random_records([1]), "conv4-1-filters", "channel",
+                             {"anp": kernels(0.5, 0.5), "magnitude": kernels(0.75, 0.375)})
+  report = anp_tables.make_report(records)
+  assert ("| 85 % (left: ANP 2-4, 31.8 % of the weights in use; magnitude 1-5, 18.2 % of the weights in use) |"
+          in anp_tables.overview(report).splitlines()[2])
+  rows = {line.split(" | ")[0]: line for line in anp_tables.markdown(report).splitlines()[4:8]}
+  assert rows["| ANP"].count("(left: 2-4, 31.8 % of the weights in use)") == 4
+  assert rows["| magnitude"].count("(left: 1-5, 18.2 % of the weights in use)") == 4
+  assert "left:" not in anp_tables.overview(anp_tables.make_report(_made_up_records(tmp_path / "weights", _random_records([1]))))
 
 
 def test_courses_from_different_networks_of_a_seed_are_not_compared(tmp_path):
@@ -186,6 +194,8 @@ def test_a_case_that_prunes_otherwise_takes_the_trained_network(recorded):
   filters = [[4 * share for name, share in level["by_layer"].items() if "output" not in name] for level in levels[:2]]
   np.testing.assert_allclose(filters, np.round(filters), atol=1e-5)  # 4 filters a layer, of which whole ones go
   np.testing.assert_allclose(np.sum(filters, axis=1), [8, 11])  # 50 and 70 % of all 16
+  reported = cases["conv4-1-filters"]["courses"]["5"]["anp"]
+  assert [sum(layer["mean"] for layer in level["filters"].values()) for level in reported[:2]] == [8, 5]
   assert list(cases["conv4-1-filters"]["agreement"]) == ["anp"] and list(cases["conv4-1"]["agreement"]) == ["anp", "magnitude"]
 
 
