@@ -313,15 +313,17 @@ def make_report(workdir: Path) -> dict[str, Any]:
 
 def _read_levels(path):
   """The levels of a recorded course. Where whole filters go, each with how many every layer has left, and the share of the
-  convolutions' weights that is still in use: with a filter go the next layer's weights that read it."""
+  network's parameters that is left once the others are cut out: with a filter go the next layer's weights that read it."""
   record = json.loads(path.read_text())
-  if record["config"]["prune"]["granularity"] == "channel":
-    layers = {f"conv{i}": width for i, width in enumerate(record["config"]["widths"], 1)}
-    weights = lambda filters: sum(read * made for read, made in zip([3, *filters], filters))  # of 3×3 convolutions, over 9
+  config = record["config"]
+  if config["prune"]["granularity"] == "channel":
+    layers = mg.network_layers(mg.FewShotConvNet(config["ways"], tuple(config["widths"])), (32, 32, 3))
+    convolutions = {layer.name: layer.outputs for layer in layers if layer.kind == "conv"}
     for level in record["levels"]:
-      pruned = {name.split("/")[-2]: share for name, share in level["by_layer"].items()}
-      left = {layer: round(width * (1 - pruned.get(layer, 0))) for layer, width in layers.items()}
-      level |= {"filters": left, "in_use": weights(list(left.values())) / weights(list(layers.values()))}
+      pruned = lambda name: level["by_layer"].get(f"backbone/{name}/kernel", 0.0)
+      level["filters"] = {name: round(width * (1 - pruned(name))) for name, width in convolutions.items()}
+      used = {name: np.arange(width) < level["filters"][name] for name, width in convolutions.items()}
+      level["parameters"] = float(mg.gated_parameters(layers, used)) / mg.dense_cost(layers)[1]
   return record["levels"]
 
 
@@ -333,7 +335,7 @@ def _levels(score, runs, bases):
     own = {seed: record[i] for seed, record in sorted(runs[score].items())}
     level = {field: _pool({seed: x[field] for seed, x in own.items()}) for field in ("sparsity", "train_loss", "accuracy")}
     if all("filters" in x for x in own.values()):
-      level["in_use"] = _pool({seed: x["in_use"] for seed, x in own.items()})
+      level["parameters"] = _pool({seed: x["parameters"] for seed, x in own.items()})
       level["filters"] = {layer: _pool({seed: x["filters"][layer] for seed, x in own.items()})
                           for layer in next(iter(own.values()))["filters"]}
     level["minus_base"] = _pool({seed: np.subtract(x["accuracy"], bases[seed]["accuracy"]) for seed, x in own.items()})
@@ -466,7 +468,7 @@ def overview(report: dict[str, Any]) -> str:
         before = _without(case["base"], set(_seeds(case["base"])) - set(seeds))
         lines.append(f"| {case['title']} | {', '.join(seeds)} | {_percent(before)} | {level_steps} | "
                      f"{100 * report['levels'][i]:.0f} %"
-                     f"{_left({score: scores[score] for score in MAIN if score in scores}, i)} | "
+                     f"{_what_is_left({score: scores[score] for score in MAIN if score in scores}, i)} | "
                      + " | ".join(accuracy) + " | " + " | ".join(_points(part) if part else "" for part in parts) + " |")
   return "\n".join(lines)
 
@@ -514,7 +516,7 @@ def markdown(report: dict[str, Any]) -> str:
                 "|---|---|" + "---|" * len(report["levels"])]
       for score, levels in scores.items():
         lines.append(f"| {NAMES[score]} | {', '.join(_seeds(levels[0]['accuracy']))} | "
-                     + " | ".join(_percent(x["accuracy"]) + _left({score: levels}, i) for i, x in enumerate(levels)) + " |")
+                     + " | ".join(_percent(x["accuracy"]) + _what_is_left({score: levels}, i) for i, x in enumerate(levels)) + " |")
       ours = [score for score in scores if score.startswith("anp")]
       if ours:
         compared = [other for other in _COMPARED if any(f"minus_{other}" in scores[score][0] for score in ours)]
@@ -561,14 +563,14 @@ def _over_seeds(value):
   return paired_difference(means, dict.fromkeys(means, 0.0))
 
 
-def _left(scores, i):
+def _what_is_left(scores, i):
   """What is left at a level where whole filters go: of a given share of them, it depends on which."""
   parts = []
   for score, levels in scores.items():
     if score != "none" and "filters" in levels[i]:
       filters = "-".join(f"{layer['mean']:.0f}" for layer in levels[i]["filters"].values())
       name = f"{NAMES[score]} " if len(scores) > 1 else ""
-      parts.append(f"{name}{filters}, {100 * levels[i]['in_use']['mean']:.1f} % of the weights in use")
+      parts.append(f"{name}{filters}, {100 * levels[i]['parameters']['mean']:.1f} % of the parameters")
   return f" (left: {'; '.join(parts)})" if parts else ""
 
 

@@ -111,7 +111,7 @@ def pruning_fields() -> ConfigDict:
   prune.begin = 0.5  # first and last pruning, as fractions of the rounds or steps
   prune.end = 0.75
   prune.every = placeholder(int)  # rounds or steps between two prunings; None: a tenth of what lies between begin and end
-  prune.scope = "global"  # or "layer", as for many whole filters, of which "global" leaves some layer a single one
+  prune.scope = "global"  # or "layer": each by itself, as where many whole filters go, of which "global" may leave a layer a single one
   # The last layer too. Its weights are the smallest (few-shot meta-training leaves them near 0, whence each task takes them): by
   # magnitude it would go first and nearly as a whole, which loses any comparison for magnitude.
   prune.head = False

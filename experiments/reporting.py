@@ -151,8 +151,7 @@ def plot_fewshot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None
   if any(row["sparsity"] for row in rows):
     axis.plot(steps, [row["sparsity"] for row in rows], "^:", color="tab:green", markersize=4,
               label="sparsity of prunable kernels")
-  axis.set(xlabel="meta-training step", ylabel="fraction", ylim=(0, 1.02), title=f"{title}, validation classes")
-  axis.set_xlim(left=0)  # one point, of a run that is evaluated only at its end, has no scale of its own
+  axis.set(xlabel="meta-training step", ylabel="fraction", xlim=(0, None), ylim=(0, 1.02), title=f"{title}, validation classes")
   axis.grid(alpha=0.3)
   axis.legend(loc="best")
   figure.savefig(path, dpi=120)
@@ -176,8 +175,7 @@ def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], title: str) -> Non
   if rows and rows[0]["pruned"] is not None:
     axis.plot(rounds, [row["pruned"] for row in rows], "v-.", color="tab:red", markersize=4,
               label="pruned of the prunable kernels")
-  axis.set(xlabel="communication round", ylabel="fraction", ylim=(0, 1.02), title=title)
-  axis.set_xlim(left=0)  # one point, of a run that is evaluated only at its end, has no scale of its own
+  axis.set(xlabel="communication round", ylabel="fraction", xlim=(0, None), ylim=(0, 1.02), title=title)
   axis.grid(alpha=0.3)
   axis.legend(loc="best")
   figure.savefig(path, dpi=120)

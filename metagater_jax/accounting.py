@@ -47,9 +47,8 @@ def gated_parameters(layers: Sequence[Layer], used: Mapping[str, jax.Array]) -> 
   kept = _by_layer(layers, {name: mask.astype(jnp.float32).mean(-1) for name, mask in used.items()})
   total = jnp.zeros(())
   for layer in layers:
-    bias = layer.outputs if layer.biased else 0
     own, source = kept.get(layer.name, 1.0), kept.get(layer.source, 1.0)
-    total += (layer.parameters - bias) * own * source + bias * own
+    total += ((layer.parameters - layer.per_channel) * source + layer.per_channel) * own
   return total
 
 

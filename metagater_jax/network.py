@@ -25,8 +25,8 @@ class Layer:
     kind: "conv" or "dense".
     inputs, outputs: channels (features) in and out.
     macs: multiply-accumulate operations per example.
-    parameters: kernel and bias.
-    biased: whether there is a bias.
+    parameters: of the kernel, and `per_channel`.
+    per_channel: those beside the kernel, as many for each channel out: a bias, or a normalization's scale and bias.
     input_shape: of one example, without the batch axis.
     source: name of the layer whose channels this one reads; None for the first.
   """
@@ -37,7 +37,7 @@ class Layer:
   outputs: int
   macs: int
   parameters: int
-  biased: bool
+  per_channel: int
   input_shape: tuple[int, ...]
   source: str | None
 
@@ -59,12 +59,13 @@ def network_layers(backbone: nn.Module, image_shape: Sequence[int]) -> tuple[Lay
     module = context.module
     own = module.variables.get("params", {}) if context.method_name == "__call__" else {}
     if "kernel" in own:  # nn.Conv, nn.Dense, ConvUnit and other people's
-      kernel, bias = own["kernel"], own.get("bias")
+      kernel = own["kernel"]
+      per_channel = sum(leaf.size for leaf in own.values() if getattr(leaf, "shape", None) == out.shape[-1:])
       positions = (module.positions(args[0]) if hasattr(module, "positions") else out.size // out.shape[0] // out.shape[-1])
       layers.append(Layer(
           name="/".join(module.path), kind="conv" if kernel.ndim > 2 else "dense", inputs=args[0].shape[-1],
-          outputs=out.shape[-1], macs=positions * kernel.size, parameters=kernel.size + (0 if bias is None else bias.size),
-          biased=bias is not None, input_shape=tuple(args[0].shape[1:]), source=layers[-1].name if layers else None))
+          outputs=out.shape[-1], macs=positions * kernel.size, parameters=kernel.size + per_channel, per_channel=per_channel,
+          input_shape=tuple(args[0].shape[1:]), source=layers[-1].name if layers else None))
     return out
 
   with nn.intercept_methods(record):

@@ -152,8 +152,8 @@ def make_mask(score: Params, sparsity: float | jax.Array, *, scope: str = "globa
     scope: "global": the candidates are ranked together; "layer": each leaf by itself.
     granularity: "weight": single weights; "channel": output channels (the last axis) of a leaf by the sum of their
       weights' scores. A channel that goes takes with it its entry in the other leaves of the same module (its bias), so
-      after a relu it is exactly 0 and can be cut out. Sums of layers whose channels have more weights are larger, so
-      that many channels are better ranked by `scope="layer"`; magnitudes always are.
+      after a relu it is exactly 0 and can be cut out. A sum grows with how many weights
+      a channel has, so "global" may leave a layer with few of them, or of little sensitivity, a single channel.
     prunable: `(path, leaf) -> bool`, which leaves are candidates; path is like "backbone/conv3/kernel". The mask is 1
       elsewhere.
 

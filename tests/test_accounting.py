@@ -21,6 +21,13 @@ def test_costs_are_those_of_the_smaller_network():
   assert mg.dense_cost(small_layers)[1] == count
 
 
+def test_parameters_of_a_normalization_go_with_their_channel():
+  layers = mg.network_layers(mg.FewShotConvNet(classes=5, widths=(4, 6)), (8, 8, 3))
+  used = {"conv1": jnp.arange(4) < 3, "conv2": jnp.arange(6) < 1}
+  parameters = mg.FewShotConvNet(classes=5, widths=(3, 1)).init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+  np.testing.assert_allclose(mg.gated_parameters(layers, used), sum(x.size for x in jax.tree.leaves(parameters)))
+
+
 def test_all_on_is_dense_and_gates_cost_what_their_matrices_hold():
   network = mg.GatedNetwork(mg.ConvNet4(classes=10), ("conv3",))
   layers = network.layers((32, 32, 3))
@@ -33,7 +40,7 @@ def test_all_on_is_dense_and_gates_cost_what_their_matrices_hold():
 
 
 def test_a_gate_on_a_block_counts_for_the_blocks_last_layer():
-  layers = (mg.Layer("block/conv1", "conv", 3, 4, 100, 10, False, (8, 8, 3), None),
-            mg.Layer("block/conv2", "conv", 4, 4, 200, 20, False, (8, 8, 4), "block/conv1"),
-            mg.Layer("output", "dense", 4, 2, 8, 8, False, (4,), "block/conv2"))
+  layers = (mg.Layer("block/conv1", "conv", 3, 4, 100, 10, 0, (8, 8, 3), None),
+            mg.Layer("block/conv2", "conv", 4, 4, 200, 20, 0, (8, 8, 4), "block/conv1"),
+            mg.Layer("output", "dense", 4, 2, 8, 8, 0, (4,), "block/conv2"))
   np.testing.assert_allclose(mg.gated_macs(layers, {"block": jnp.array([[1.0, 1.0, 0.0, 0.0]])}), [100 + 100 + 4])

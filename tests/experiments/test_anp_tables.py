@@ -52,7 +52,7 @@ def test_levels_and_differences(recorded):
 def _made_up_records(workdir, accuracies, case="conv4-1", granularity="weight", by_layer=None):
   """Records of a case without any training: by seed, accuracies of the base model and of courses at all levels, by score."""
   folder = workdir / case
-  config = {"widths": [4, 8], "prune": {"granularity": granularity}}
+  config = {"ways": 5, "widths": [4, 8], "prune": {"granularity": granularity}}
   folder.mkdir(parents=True)
   for seed, (base, courses) in accuracies.items():
     (folder / f"seed-{seed}-base.json").write_text(json.dumps({
@@ -111,17 +111,18 @@ def test_claims_are_judged_by_the_interval_over_seeds(tmp_path):
 
 
 def test_what_is_left_is_told_where_whole_filters_go(tmp_path):
-  """Of convolutions with 4 and 8 filters of three channels, 3·4 + 4·8 = 44 pairs of channels: 2 and 4 filters leave 3·2 + 2·4 of
-  them, 1 and 5 leave 3·1 + 1·5, though 6 filters go in both."""
+  """Of 4 and 8 filters 6 go in both, but not as many parameters: a filter's normalization goes with it, and what reads it."""
+  parameters = lambda first, second: 29 * first + 9 * first * second + 2 * second + 8 * 8 * second * 5 + 5  # 8×8 places are read
+  of_all = lambda *filters: f"{100 * parameters(*filters) / parameters(4, 8):.1f} % of the parameters"
   kernels = lambda first, second: {"backbone/conv1/kernel": first, "backbone/conv2/kernel": second, "backbone/output/kernel": 0.0}
   records = _made_up_records(tmp_path, _random_records([1]), "conv4-1-filters", "channel",
                              {"anp": kernels(0.5, 0.5), "magnitude": kernels(0.75, 0.375)})
   report = anp_tables.make_report(records)
-  assert ("| 85 % (left: ANP 2-4, 31.8 % of the weights in use; magnitude 1-5, 18.2 % of the weights in use) |"
+  assert (f"| 85 % (left: ANP 2-4, {of_all(2, 4)}; magnitude 1-5, {of_all(1, 5)}) |"
           in anp_tables.overview(report).splitlines()[2])
   rows = {line.split(" | ")[0]: line for line in anp_tables.markdown(report).splitlines()[4:8]}
-  assert rows["| ANP"].count("(left: 2-4, 31.8 % of the weights in use)") == 4
-  assert rows["| magnitude"].count("(left: 1-5, 18.2 % of the weights in use)") == 4
+  assert rows["| ANP"].count(f"(left: 2-4, {of_all(2, 4)})") == 4
+  assert rows["| magnitude"].count(f"(left: 1-5, {of_all(1, 5)})") == 4
   assert "left:" not in anp_tables.overview(anp_tables.make_report(_made_up_records(tmp_path / "weights", _random_records([1]))))
 
 
