@@ -201,9 +201,9 @@ class FewShot:
     return count + (-count % (1 if self.mesh is None else self.mesh.size))
 
   def sparsity(self, state: mg.MetaState) -> float:
-    """The fraction of the weights that may be pruned which are."""
-    pruning = mg.find_pruning(state.optimizer)
-    return 0.0 if pruning is None else float(mg.mask_sparsity(pruning.mask, self.prunable))
+    """The fraction of the weights, or filters, that may be pruned which are."""
+    pruning, granularity = mg.find_pruning(state.optimizer), self.config.prune.granularity
+    return 0.0 if pruning is None else float(mg.mask_sparsity(pruning.mask, self.prunable, granularity=granularity))
 
   def sparsity_by_layer(self, state: mg.MetaState) -> dict[str, float]:
     """The same for each kernel."""
@@ -215,12 +215,12 @@ class FewShot:
     return {name: 1 - float(leaf.mean()) for name, leaf in named.items() if mg.is_kernel(name, leaf)}
 
   def parameters(self, state: mg.MetaState) -> dict[str, int]:
-    """How many there are, and how many are kept."""
+    """How many there are, how many are kept, and how many of these are effective (`metagater_jax.effective_mask`)."""
     params, pruning = self.learner.params(state.params), mg.find_pruning(state.optimizer)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    mask = params if pruning is None else self.learner.params(pruning.mask)
-    kept = count if pruning is None else int(sum(leaf.sum() for leaf in jax.tree.leaves(mask)))
-    return {"all": count, "kept": kept}
+    if pruning is None:
+      return {"all": count, "kept": count, "effective": count}
+    return {"all": count} | registry.kept_parameters(self.network, self.learner.params(pruning.mask), self.image_shape)
 
   def episodes_per_second(self) -> float:
     """Of meta-training, without compilation."""

@@ -111,10 +111,11 @@ def result_table(result: dict[str, Any]) -> str:
       ("accuracy before adaptation", share(result["accuracy_before_adaptation"])),
       ("accuracy after adaptation", share(result["accuracy"])),
       ("sparsity of gated layers", share(result["sparsity"]) if result["sparsity"] else "no gates"),
-      *([("pruned of the prunable kernels", f"{100 * result['pruned']:.1f} %")] if result["pruned"] is not None else []),
+      *([("pruned", f"{100 * result['pruned']:.1f} % of what may be")] if result["pruned"] is not None else []),
       ("multiply-accumulates per image", cost(result["macs"])),
       ("parameters", cost(result["parameters"]) + (
-          f", {result['parameters_kept']:,} left by pruning" if result["pruned"] is not None else "")),
+          f", {result['parameters_kept']:,} left by pruning, {result['parameters_effective']:,} of them effective"
+          if result["pruned"] is not None else "")),
       ("one round", f"{result['round_ms']:.1f} ms (median)"),
       ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())),
   ]
@@ -127,11 +128,12 @@ def result_table(result: dict[str, Any]) -> str:
 def fewshot_table(result: dict[str, Any]) -> str:
   """The result of a few-shot run as lines for a terminal."""
   share = lambda a: f"{100 * a['mean']:.1f} % ± {100 * a['ci95']:.1f}"
-  kept = result["parameters"]
+  kept, what = result["parameters"], {"weight": "weights", "channel": "filters"}[result["prune"]["granularity"]]
   rows = [("accuracy before adaptation", share(result["accuracy_before_adaptation"])),
           ("accuracy after adaptation", share(result["accuracy"])),
-          ("sparsity of prunable kernels", f"{100 * result['sparsity']:.1f} %" if result["sparsity"] else "not pruned"),
-          ("parameters", f"{kept['all']:,}" + (f", {kept['kept']:,} kept" if result["sparsity"] else "")),
+          ("sparsity", f"{100 * result['sparsity']:.1f} % of the {what} that may be pruned" if result["sparsity"] else "not pruned"),
+          ("parameters", f"{kept['all']:,}" + (
+              f", {kept['kept']:,} kept, {kept['effective']:,} of them effective" if result["sparsity"] else "")),
           ("meta-training", f"{result['episodes_per_second']:.1f} episodes per second"),
           ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items()))]
   title = (f"{result['name']}: {result['learner']}, {result['model']}, {result['ways']}-way {result['shots']}-shot, "
@@ -150,7 +152,7 @@ def plot_fewshot(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None
   axis.plot(steps, [row["accuracy_before"] for row in rows], "s--", markersize=4, label="accuracy before adaptation")
   if any(row["sparsity"] for row in rows):
     axis.plot(steps, [row["sparsity"] for row in rows], "^:", color="tab:green", markersize=4,
-              label="sparsity of prunable kernels")
+              label="pruned, of what may be")
   axis.set(xlabel="meta-training step", ylabel="fraction", xlim=(0, None), ylim=(0, 1.02), title=f"{title}, validation classes")
   axis.grid(alpha=0.3)
   axis.legend(loc="best")
@@ -174,7 +176,7 @@ def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], title: str) -> Non
               label="sparsity of gated layers")
   if rows and rows[0]["pruned"] is not None:
     axis.plot(rounds, [row["pruned"] for row in rows], "v-.", color="tab:red", markersize=4,
-              label="pruned of the prunable kernels")
+              label="pruned, of what may be")
   axis.set(xlabel="communication round", ylabel="fraction", xlim=(0, None), ylim=(0, 1.02), title=title)
   axis.grid(alpha=0.3)
   axis.legend(loc="best")

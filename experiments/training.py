@@ -248,19 +248,20 @@ class _Experiment:
     return float(np.median(seconds))
 
   def _pruned(self, params):
-    """The fraction of the backbone's kernels that pruning has removed, and how many of its parameters; None without pruning."""
+    """The fraction that pruning has removed of the backbone's kernels, or filters, and the mask; None without pruning."""
     if not self.config.prune.sparsity:
       return None, None
-    prunable = partial(registry.is_pruned, self.config.prune)
-    mask = mg.nonzero_mask(params, granularity=self.config.prune.granularity, prunable=prunable)
-    return float(mg.mask_sparsity(mask, prunable)), int(sum((leaf == 0).sum() for leaf in jax.tree.leaves(mask)))
+    prunable, granularity = partial(registry.is_pruned, self.config.prune), self.config.prune.granularity
+    mask = mg.nonzero_mask(params, granularity=granularity, prunable=prunable)
+    return float(mg.mask_sparsity(mask, prunable, granularity=granularity)), mask
 
   def _finish(self, member, params, threshold, before, after, rows, times, quiet):
     config, workdir = member.config, member.workdir
     targets, partition, labels = member.tasks.target, member.tasks.partition, np.asarray(self.dataset.labels)
     target_labels = [np.unique(labels[partition.train[task]]).tolist() for task in targets]
     dense_macs, dense_parameters = mg.dense_cost(self.layers)
-    pruned, removed = self._pruned(params)
+    pruned, mask = self._pruned(params)
+    left = registry.kept_parameters(self.network, mask, self.image_shape) if pruned is not None else {"kept": None, "effective": None}
     result = {
         "name": config.name, "algorithm": config.algorithm, "gated": config.gated, "seed": config.seed,
         "rounds": config.rounds, "local_steps": config.local_steps, "target_labels": target_labels,
@@ -271,7 +272,7 @@ class _Experiment:
         "on_rate": {layer: np.round(rate, 3).tolist() for layer, rate in after.on_rate.items()},
         "macs": {"dense": dense_macs, "gated": float(after.macs.mean()) if config.gated else None},
         "parameters": {"dense": dense_parameters, "gated": float(after.parameters.mean()) if config.gated else None},
-        "pruned": pruned, "parameters_kept": dense_parameters - removed if pruned is not None else None,
+        "pruned": pruned, "parameters_kept": left["kept"], "parameters_effective": left["effective"],
         "gate_threshold": float(threshold) if config.gated else None,
         **times,
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "backend": jax.default_backend(),

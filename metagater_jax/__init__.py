@@ -41,6 +41,6 @@ from metagater_jax.network import GatedNetwork, Layer, network_layers, row_keys
 from metagater_jax.penalties import (
     Penalty, block_soft_threshold, group_lasso, group_norms, l1, no_penalty, on_part, soft_threshold)
 from metagater_jax.pruning import (
-    AVERAGES, SCORES, anp_score, apply_mask, connection_saliency, is_kernel, magnitude_score, make_mask, mask_sparsity,
-    nonzero_mask, prune_further, random_score, snip_score)
+    AVERAGES, SCORES, anp_score, apply_mask, connection_saliency, effective_mask, is_kernel, magnitude_score, make_mask,
+    mask_sparsity, nonzero_mask, prune_further, random_score, snip_score)
 from metagater_jax.tasks import TASK_AXIS, map_tasks, task_axes, task_mesh

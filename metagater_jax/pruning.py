@@ -5,6 +5,7 @@ A score is a pytree like the parameters, with one non-negative number per weight
 knows of networks: parameters are any pytree, and a leaf's output channels are its last axis, as in flax.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 from metagater_jax.local import Loss
 from metagater_jax.tasks import sum_over_tasks
 
-__all__ = ["AVERAGES", "SCORES", "anp_score", "apply_mask", "connection_saliency", "is_kernel", "magnitude_score", "make_mask",
-           "mask_sparsity", "nonzero_mask", "prune_further", "random_score", "snip_score"]
+__all__ = ["AVERAGES", "SCORES", "anp_score", "apply_mask", "connection_saliency", "effective_mask", "is_kernel", "magnitude_score",
+           "make_mask", "mask_sparsity", "nonzero_mask", "prune_further", "random_score", "snip_score"]
 
 Params = Any
 
@@ -220,11 +221,45 @@ def nonzero_mask(params: Params, *, granularity: str = "weight", prunable: Calla
   return jax.tree.unflatten(structure, _by_channel(channels, paths, [leaf for _, leaf in flat]))
 
 
-def mask_sparsity(mask: Params, prunable: Callable[[str, jax.Array], bool] = is_kernel) -> jax.Array:
-  """The fraction of the prunable weights that a mask removes."""
+def mask_sparsity(mask: Params, prunable: Callable[[str, jax.Array], bool] = is_kernel, *, granularity: str = "weight") -> jax.Array:
+  """The fraction of the prunable weights that a mask removes, or with granularity "channel" of their output channels (as a whole)."""
   flat, _ = jax.tree_util.tree_flatten_with_path(mask)
   leaves = [leaf for path, leaf in flat if prunable(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)]
+  if granularity == "channel":
+    leaves = [leaf.reshape(-1, leaf.shape[-1]).max(0) for leaf in leaves]
   return 1 - sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves)
+
+
+def effective_mask(function: Callable[[Params, jax.Array], jax.Array], mask: Params, inputs: jax.Array) -> Params:
+  """What of a mask can still matter to the output: its *effective* sparsity (Vysogorets and Kempe 2023, "Connectivity Matters:
+  Neural Network Pruning Through the Lens of Effective Sparsity").
+
+  A weight that the mask keeps is of no use where all that it reads is removed, or all that reads it: with a filter go the next
+  layer's weights of that filter. Nothing is assumed of how layers are connected (chains, residual sums): kept is what the output's
+  gradient reaches at positive random weights and inputs, at which nothing cancels and no relu is off for good.
+
+  Args:
+    function: (params, inputs) -> outputs, of a network with relus, poolings, normalizations and the like.
+    mask: as `make_mask` makes it for all parameters of `function`; what it removes must make `function` 0 there, as removed
+      channels do after a relu if their bias went with them.
+    inputs: a batch of the right shape; its values do not matter. A few examples, where activations are normalized over the batch.
+
+  >>> import jax.numpy as jnp
+  >>> mask = {"in": jnp.array([[1.0, 0.0]]), "out": jnp.array([[1.0], [1.0]])}
+  >>> effective_mask(lambda w, x: x @ w["in"] @ w["out"], mask, jnp.ones((1, 1)))["out"].tolist()
+  [[1.0], [0.0]]
+  """
+  leaves, structure = jax.tree.flatten(mask)
+  key, own, weight = jax.random.key(0), *jax.random.split(jax.random.key(1))
+  positive = lambda key, x: jax.random.uniform(key, x.shape, minval=0.5, maxval=1.5)
+  params = jax.tree.unflatten(structure, [  # over the number of inputs, so that numbers neither grow nor vanish from layer to layer
+      positive(k, leaf) / math.prod(leaf.shape[:-1]) for k, leaf in zip(jax.random.split(key, len(leaves)), leaves)])
+  inputs = positive(own, inputs)
+
+  def some_sum(params):
+    outputs = function(apply_mask(params, mask), inputs)
+    return (outputs * positive(weight, outputs)).sum()
+  return jax.tree.map(lambda c, slope: c * (slope != 0), mask, jax.jit(jax.grad(some_sum))(params))
 
 
 def _spare_best(scores):

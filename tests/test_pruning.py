@@ -109,8 +109,57 @@ def test_channel_masks_remove_filters_with_their_biases(scope):
     sums = np.asarray(score[module]["kernel"]).sum((0, 1, 2))
     assert sums[bias == 1].min() > sums[bias == 0].max() if 0 < bias.sum() < len(bias) else True
     removed[module] = int((bias == 0).sum())
+  assert float(mg.mask_sparsity(mask, gated, granularity="channel")) == sum(removed.values()) / 10
   assert removed == {"conv1": 2, "conv2": 3} if scope == "layer" else sum(removed.values()) == 5
   assert (mask["output"]["kernel"] == 1).all() and (mask["output"]["bias"] == 1).all()
+
+
+def test_effective_mask_follows_paths_from_input_to_output():
+  """Fully connected layers: a weight is of use if its input reaches the network's and its output the network's output."""
+  rng = np.random.default_rng(0)
+  masks = [rng.random(shape) < 0.2 for shape in ((6, 12), (12, 12), (12, 12), (12, 4))]
+  network = lambda w, x: jax.nn.relu(jax.nn.relu(jax.nn.relu(x @ w[0]) @ w[1]) @ w[2]) @ w[3]
+  effective = mg.effective_mask(network, [jnp.asarray(m, jnp.float32) for m in masks], jnp.ones((3, 6)))
+  fed = [np.ones(6, bool)]
+  for m in masks:
+    fed.append((fed[-1][:, None] & m).any(0))
+  read = [np.ones(4, bool)]
+  for m in reversed(masks):
+    read.insert(0, (m & read[0]).any(1))
+  expected = [fed[i][:, None] & m & read[i + 1] for i, m in enumerate(masks)]
+  assert sum(e.sum() for e in expected) < sum(m.sum() for m in masks)  # or nothing is tested
+  jax.tree.map(np.testing.assert_array_equal, effective, expected)
+
+
+@pytest.mark.parametrize("network, smaller, channels", [
+    (mg.FewShotConvNet(5, (4, 6)), mg.FewShotConvNet(5, (3, 1)), {"conv1": 3, "conv2": 1}),
+    (mg.ResNet12(5, (4, 6)), mg.ResNet12(5, (3, 2)), {
+        "block1/conv1": 3, "block1/conv2": 3, "block1/conv3": 3, "block1/shortcut": 3,
+        "block2/conv1": 2, "block2/conv2": 2, "block2/conv3": 2, "block2/shortcut": 2})])
+def test_effective_mask_of_removed_filters_is_the_smaller_network(key, network, smaller, channels):
+  images = jnp.ones((4, 8, 8, 3))
+  def masked(path, leaf):
+    kept = channels.get(jax.tree_util.keystr(path[1:-1], simple=True, separator="/"), leaf.shape[-1])
+    return jnp.broadcast_to(jnp.arange(leaf.shape[-1]) < kept, leaf.shape).astype(jnp.float32)
+  mask = jax.tree_util.tree_map_with_path(masked, jax.eval_shape(network.init, key, images))
+  effective = mg.effective_mask(network.apply, mask, images)
+  leaves = zip(jax.tree.leaves(jax.eval_shape(smaller.init, key, images)), jax.tree.leaves(mask), jax.tree.leaves(effective))
+  assert all(kept.sum() == small.size and (kept <= own).all() for small, own, kept in leaves)
+
+
+def test_a_filter_beside_a_shortcut_is_still_read(key):
+  """With one summand of a residual sum gone, the other still feeds what comes next; so what is kept must include it."""
+  network, images = mg.ResNet12(5, (4, 6)), jax.random.normal(key, (4, 8, 8, 3))
+  params = network.init(key, images)
+  score = mg.random_score(params, key=key)
+  mask = mg.make_mask(score, 0.6, granularity="channel", prunable=lambda path, leaf: "shortcut" not in path and leaf.ndim == 4)
+  effective = mg.effective_mask(network.apply, mask, images)
+  kept = jax.tree.map(lambda w, c: w * c + 9.0 * (1 - c) * (w.ndim > 1), params, effective)  # anything but what is kept
+  np.testing.assert_allclose(network.apply(mg.apply_mask(kept, mask), images), network.apply(mg.apply_mask(params, mask), images),
+                             rtol=1e-4, atol=1e-5)
+  of = lambda tree: tree["params"]["block2"]["conv1"]["kernel"]
+  np.testing.assert_array_equal(of(effective), of(mask))  # the shortcut makes all channels that it reads
+  assert sum(e.sum() for e in jax.tree.leaves(effective)) < sum(m.sum() for m in jax.tree.leaves(mask))
 
 
 def test_sparsity_may_be_traced():

@@ -60,7 +60,17 @@ def test_the_saved_model_is_pruned(pruned):
     assert mask[head].all()  # 0.6 of the other kernels
     removed = 1 - sum(mask[name].sum() for name in kernels if name != head) / sum(mask[name].size for name in kernels if name != head)
   assert removed == pytest.approx(result["sparsity"], abs=1e-6)
-  assert result["parameters"]["kept"] < result["parameters"]["all"]
+  assert result["parameters"]["effective"] <= result["parameters"]["kept"] < result["parameters"]["all"]
+
+
+def test_of_removed_filters_all_that_goes_with_them_is_counted(splits, tmp_path, capsys):
+  result = fewshot.run(small(steps=4, test_episodes=4, validation_episodes=4, prune={
+      "score": "magnitude", "sparsity": 0.5, "granularity": "channel", "scope": "layer"}), tmp_path / "run", splits)
+  left = jax.eval_shape(mg.FewShotConvNet(result["ways"], [width // 2 for width in result["widths"]]).init, jax.random.key(0),
+                        splits["train"].images[:1].astype(np.float32))
+  assert result["sparsity"] == 0.5
+  assert result["parameters"]["effective"] == sum(x.size for x in jax.tree.leaves(left)) < result["parameters"]["kept"]
+  assert f", {result['parameters']['effective']:,} of them effective" in capsys.readouterr().out
 
 
 _slow = partial(pytest.param, marks=pytest.mark.slow)

@@ -121,6 +121,7 @@ def test_pruning_in_the_rounds(tmp_path):
   zeros = sum((kernel == 0).sum() for kernel in kernels)
   assert zeros == pytest.approx(0.8 * sum(kernel.size for kernel in kernels), rel=0.01)
   assert result["parameters_kept"] == sum(leaf.size for leaf in leaves) - zeros
+  assert 0.9 * result["parameters_kept"] < result["parameters_effective"] <= result["parameters_kept"]
   rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   assert rows[0]["pruned"] < rows[1]["pruned"] == result["pruned"]
   assert result["accuracy"]["mean"] > result["accuracy_before_adaptation"]["mean"]
