@@ -322,6 +322,7 @@ def _read_levels(path):
     for level in record["levels"]:
       pruned = lambda name: level["by_layer"].get(f"backbone/{name}/kernel", 0.0)
       level["filters"] = {name: round(width * (1 - pruned(name))) for name, width in convolutions.items()}
+      level["sparsity"] = 1 - sum(level["filters"].values()) / sum(convolutions.values())  # older records have that of weights
       used = {name: np.arange(width) < level["filters"][name] for name, width in convolutions.items()}
       level["parameters"] = float(mg.gated_parameters(layers, used)) / mg.dense_cost(layers)[1]
   return record["levels"]

@@ -240,8 +240,8 @@ def effective_mask(function: Callable[[Params, jax.Array], jax.Array], mask: Par
 
   Args:
     function: (params, inputs) -> outputs, of a network with relus, poolings, normalizations and the like.
-    mask: as `make_mask` makes it for all parameters of `function`; what it removes must make `function` 0 there, as removed
-      channels do after a relu if their bias went with them.
+    mask: as `make_mask` makes it, for all parameters of `function`. A channel that has no weights any more but a bias is a
+      constant, not 0, so what reads it counts as effective; with granularity "channel" biases go too.
     inputs: a batch of the right shape; its values do not matter. A few examples, where activations are normalized over the batch.
 
   >>> import jax.numpy as jnp

@@ -60,7 +60,7 @@ def _made_up_records(workdir, accuracies, case="conv4-1", granularity="weight", 
             score: {"seconds": 1.0, "temporary_mb": 2.0, "spearman": 0.5, "kept_in_common": 0.7,
                     "at_once": [base] * len(anp_tables.AT_ONCE)} for score in ("anp", "magnitude")}}))
     for score, accuracy in courses.items():
-      level = {"sparsity": 0.5, "by_layer": (by_layer or {}).get(score, {}), "train_loss": 1.0, "accuracy": accuracy}
+      level = {"sparsity": 0.6, "by_layer": (by_layer or {}).get(score, {}), "train_loss": 1.0, "accuracy": accuracy}
       (folder / f"seed-{seed}-{score}-400.json").write_text(json.dumps({
           "config": config, "levels": [level] * len(anp_tables.LEVELS)}))
   return workdir
@@ -123,6 +123,8 @@ def test_what_is_left_is_told_where_whole_filters_go(tmp_path):
   rows = {line.split(" | ")[0]: line for line in anp_tables.markdown(report).splitlines()[4:8]}
   assert rows["| ANP"].count(f"(left: 2-4, {of_all(2, 4)})") == 4
   assert rows["| magnitude"].count(f"(left: 1-5, {of_all(1, 5)})") == 4
+  courses = report["cases"]["conv4-1-filters"]["courses"]["400"]
+  assert {level["sparsity"]["mean"] for levels in courses.values() for level in levels} == {0.5}  # of filters, not the weights' 0.6
   assert "left:" not in anp_tables.overview(anp_tables.make_report(_made_up_records(tmp_path / "weights", _random_records([1]))))
 
 
