@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from fewshot_problem import small, small_splits
 
-from experiments import anp_tables, summarize
+from experiments import anp_tables, reporting, summarize
 from experiments.config import ConfigError
 
 FIELDS = {name: value for name, value in small().items() if name not in (
@@ -108,6 +108,19 @@ def test_claims_are_judged_by_the_interval_over_seeds(tmp_path):
   assert cells((1, 2), ahead, 0.009)[::2] == ["confirmed (2 seeds)", "not confirmed (2 seeds)", "not confirmed (2 seeds)"]
   assert cells((4,), ahead, 0.0085)[::2] == ["not confirmed (1 seed)", "refuted (1 seed)", "refuted (1 seed)"]
   assert cells((5,), ahead, 0.0075)[::2] == ["confirmed (1 seed)", "not confirmed (1 seed)", "not confirmed (1 seed)"]
+
+
+def test_curves_of_one_panel_are_of_the_same_seeds(tmp_path, monkeypatch):
+  records = _random_records([1], ("none", "anp")) | _random_records([2, 3], ("none", "anp", "snip"))
+  plt = reporting.pyplot()
+  monkeypatch.setattr(plt, "close", lambda figure: None)
+  anp_tables.write_report(anp_tables.make_report(_made_up_records(tmp_path, records)), tmp_path)
+  axis, = plt.gcf().axes
+  for score, container in zip(("none", "anp", "snip"), axis.containers, strict=True):
+    assert container.get_label().endswith("(seed 2, 3)")
+    mean = lambda of: 100 * np.mean(np.concatenate([of(*records[seed]) for seed in (2, 3)]))
+    expected = [mean(lambda base, courses: base), *[mean(lambda base, courses, score=score: courses[score])] * 4]
+    np.testing.assert_allclose(np.asarray(container.lines[0].get_ydata(), float), expected)
 
 
 def test_what_is_left_is_told_where_whole_filters_go(tmp_path):
