@@ -539,11 +539,12 @@ def markdown(report: dict[str, Any]) -> str:
               + " | ".join(f"{100 * sparsity:.0f} % at once" for sparsity in AT_ONCE) + " |",
               "|---|---|---|---|---|---|" + "---|" * len(AT_ONCE)]
     for score, values in case["agreement"].items():
+      seconds = np.median([part["mean"] for part in values["seconds"]["by_seed"].values()])
       at_once = [_percent(part) for part in values["at_once"]]
       if "anp_minus" in values:
         at_once = [f"{part} ({100 * d['mean']:+.1f} ± {100 * d['ci95']:.1f})" for part, d in zip(at_once, values["anp_minus"])]
       lines.append(f"| {NAMES[score]} | {', '.join(_seeds(values['spearman']))} | {values['spearman']['mean']:.2f} | "
-                   f"{100 * values['kept_in_common']['mean']:.0f} % | {np.median([part['mean'] for part in values['seconds']['by_seed'].values()]):.2f} | "
+                   f"{100 * values['kept_in_common']['mean']:.0f} % | {seconds:.2f} | "
                    f"{values['temporary_mb']['mean']:.0f} | " + " | ".join(at_once) + " |")
     lines.append("")
   return "\n".join(lines)
@@ -588,7 +589,8 @@ def _episodes(value):
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
   """`anp.json`, `anp.md`, and `anp.png`: accuracy against sparsity, a panel per case and length of its courses. A panel's curves are
-  means over the seeds that all of them have, if there are any: seeds differ more than scores do."""
+  means over the seeds that all of `MAIN` have there, if there are any: seeds differ more than scores do. Other scores' curves are
+  over those of them that they have."""
   folder.mkdir(parents=True, exist_ok=True)
   reporting.write_json(folder / "anp.json", report)
   (folder / "anp.md").write_text(markdown(report))
@@ -598,14 +600,14 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
   plt = reporting.pyplot()
   columns = min(4, len(panels))
   rows = -(-len(panels) // columns)
-  figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), layout="constrained", squeeze=False)
+  figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 4.2 * rows), layout="constrained", squeeze=False)
   for axis in axes.flat[len(panels):]:
     axis.set_visible(False)
   for axis, (case, level_steps, scores) in zip(axes.flat, panels):
     own = {score: set(_seeds(levels[0]["accuracy"])) for score, levels in scores.items()}
-    common = set.intersection(*own.values())
+    common = set.intersection(*([own[score] for score in MAIN if score in own] or own.values()))
     for score, levels in scores.items():
-      unpruned, seeds = score == "none", common or own[score]
+      unpruned, seeds = score == "none", common & own[score] or own[score]
       points = [_without(point, set(_seeds(point)) - seeds) for point in (case["base"], *(level["accuracy"] for level in levels))]
       axis.errorbar([0, *(100 * level for level in report["levels"])], [100 * point["mean"] for point in points],
                     yerr=[100 * point["ci95"] for point in points], fmt="--" if unpruned else "o-",
@@ -613,6 +615,6 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
                     label=f"{NAMES[score]}{', same steps' if unpruned else ''} (seed {', '.join(sorted(seeds, key=int))})")
     axis.set(xlabel="sparsity (%)", ylabel="accuracy (%)", title=f"{case['title']}\n{level_steps} steps per level")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=6)
+    axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)  # below: in many a panel curves are everywhere
   figure.savefig(folder / "anp.png", dpi=120)
   plt.close(figure)

@@ -23,7 +23,7 @@ from experiments.config import ConfigError
 from experiments.fewshot_config import base_config, check_config, make_learner, make_network
 from experiments.programs import Clock, Compiled, compiler_options, dispatches
 from experiments.reporting import DivergedError
-from experiments.training import check_workdir, save_parameters
+from experiments.training import check_workdir, kept_parameters, save_parameters
 from metagater_jax.data.datasets import DatasetError, load_dataset, load_omniglot
 from metagater_jax.data.fewshot import cifar_fs_classes, split_classes
 
@@ -220,7 +220,7 @@ class FewShot:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     if pruning is None:
       return {"all": count, "kept": count, "effective": count}
-    return {"all": count} | registry.kept_parameters(self.network, self.learner.params(pruning.mask), self.image_shape)
+    return {"all": count} | kept_parameters(self.network, self.learner.params(pruning.mask), self.image_shape)
 
   def episodes_per_second(self) -> float:
     """Of meta-training, without compilation."""

@@ -1,17 +1,14 @@
 """What the names in a config stand for: models, penalties, algorithms, partitions."""
 
-from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 import metagater_jax as mg
 
-__all__ = ["ALGORITHMS", "MODELS", "PARTITIONS", "PENALTIES", "SETTINGS", "evaluation_axis", "is_pruned", "kept_parameters", "make_algorithm",
-           "make_network", "make_partition", "make_penalty", "snip_candidates", "train_axis"]
+__all__ = ["ALGORITHMS", "MODELS", "PARTITIONS", "PENALTIES", "SETTINGS", "evaluation_axis", "is_pruned", "make_algorithm", "make_network",
+           "make_partition", "make_penalty", "snip_candidates", "train_axis"]
 
 MODELS = {"mlp": mg.MLP, "conv4": mg.ConvNet4, "conv7": mg.ConvNet7}
 
@@ -104,14 +101,6 @@ def is_pruned(prune: ConfigDict, path: str, leaf: jax.Array) -> bool:
   parts = path.split("/")
   head = prune.head and prune.granularity == "weight"
   return "gate" not in parts and mg.is_kernel(path, leaf) and (head or "output" not in parts)
-
-
-def kept_parameters(network: mg.GatedNetwork, mask: Mapping[str, Any], image_shape: Sequence[int]) -> dict[str, int]:
-  """How many of the backbone's parameters a mask keeps, and how many of these are effective (`metagater_jax.effective_mask`)."""
-  apply = lambda backbone, images: network.backbone.apply({"params": backbone}, images)
-  backbone = mask["backbone"]
-  count = lambda tree: int(sum(leaf.sum() for leaf in jax.tree.leaves(tree)))
-  return {"kept": count(backbone), "effective": count(mg.effective_mask(apply, backbone, jnp.ones((8, *image_shape))))}
 
 
 def snip_candidates(config: ConfigDict, granularity: str):

@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,8 @@ from experiments.reporting import DivergedError, Progress
 from metagater_jax.data.datasets import Dataset, load_dataset
 from metagater_jax.data.stream import TaskStore
 
-__all__ = ["DivergedError", "Tasks", "check_workdir", "load", "load_parameters", "make_tasks", "run", "run_seeds", "save_parameters"]
+__all__ = ["DivergedError", "Tasks", "check_workdir", "kept_parameters", "load", "load_parameters", "make_tasks", "run", "run_seeds",
+           "save_parameters"]
 
 
 def run(config: ConfigDict, workdir: str | Path, dataset: Dataset | None = None, quiet: bool = False) -> dict[str, Any]:
@@ -261,7 +262,7 @@ class _Experiment:
     target_labels = [np.unique(labels[partition.train[task]]).tolist() for task in targets]
     dense_macs, dense_parameters = mg.dense_cost(self.layers)
     pruned, mask = self._pruned(params)
-    left = registry.kept_parameters(self.network, mask, self.image_shape) if pruned is not None else {"kept": None, "effective": None}
+    left = kept_parameters(self.network, mask, self.image_shape) if pruned is not None else {"kept": None, "effective": None}
     result = {
         "name": config.name, "algorithm": config.algorithm, "gated": config.gated, "seed": config.seed,
         "rounds": config.rounds, "local_steps": config.local_steps, "target_labels": target_labels,
@@ -309,6 +310,14 @@ def _stack(populations):
   indexed = [(p.train_index, p.train_count, p.test_index, p.test_count) for p in populations]
   return populations[0]._replace(**dict(zip(("train_index", "train_count", "test_index", "test_count"),
                                             map(jnp.stack, zip(*indexed)))))
+
+
+def kept_parameters(network: mg.GatedNetwork, mask: Mapping[str, Any], image_shape: Sequence[int]) -> dict[str, int]:
+  """How many of the backbone's parameters a mask keeps, and how many of these are effective (`metagater_jax.effective_mask`)."""
+  apply = lambda backbone, images: network.backbone.apply({"params": backbone}, images)
+  backbone = mask["backbone"]
+  count = lambda tree: int(sum(leaf.sum() for leaf in jax.tree.leaves(tree)))
+  return {"kept": count(backbone), "effective": count(mg.effective_mask(apply, backbone, jnp.ones((8, *image_shape))))}
 
 
 def save_parameters(path: Path, params: Any, **scalars: Any) -> None:

@@ -250,10 +250,10 @@ def effective_mask(function: Callable[[Params, jax.Array], jax.Array], mask: Par
   [[1.0], [0.0]]
   """
   leaves, structure = jax.tree.flatten(mask)
-  key, own, weight = jax.random.key(0), *jax.random.split(jax.random.key(1))
+  own, weight, *keys = jax.random.split(jax.random.key(0), len(leaves) + 2)
   positive = lambda key, x: jax.random.uniform(key, x.shape, minval=0.5, maxval=1.5)
   params = jax.tree.unflatten(structure, [  # over the number of inputs, so that numbers neither grow nor vanish from layer to layer
-      positive(k, leaf) / math.prod(leaf.shape[:-1]) for k, leaf in zip(jax.random.split(key, len(leaves)), leaves)])
+      positive(k, leaf) / math.prod(leaf.shape[:-1]) for k, leaf in zip(keys, leaves)])
   inputs = positive(own, inputs)
 
   def some_sum(params):

@@ -112,13 +112,15 @@ def test_claims_are_judged_by_the_interval_over_seeds(tmp_path):
 
 def test_curves_of_one_panel_are_of_the_same_seeds(tmp_path, monkeypatch):
   records = _random_records([1], ("none", "anp")) | _random_records([2, 3], ("none", "anp", "snip"))
+  records[2][1]["random"] = records[2][1]["snip"]  # a control that one seed has takes nothing from the others
   plt = reporting.pyplot()
   monkeypatch.setattr(plt, "close", lambda figure: None)
   anp_tables.write_report(anp_tables.make_report(_made_up_records(tmp_path, records)), tmp_path)
   axis, = plt.gcf().axes
-  for score, container in zip(("none", "anp", "snip"), axis.containers, strict=True):
-    assert container.get_label().endswith("(seed 2, 3)")
-    mean = lambda of: 100 * np.mean(np.concatenate([of(*records[seed]) for seed in (2, 3)]))
+  for (score, seeds), container in zip((("none", (2, 3)), ("anp", (2, 3)), ("snip", (2, 3)), ("random", (2,))), axis.containers,
+                                       strict=True):
+    assert container.get_label().endswith(f"(seed {', '.join(map(str, seeds))})")
+    mean = lambda of, seeds=seeds: 100 * np.mean(np.concatenate([of(*records[seed]) for seed in seeds]))
     expected = [mean(lambda base, courses: base), *[mean(lambda base, courses, score=score: courses[score])] * 4]
     np.testing.assert_allclose(np.asarray(container.lines[0].get_ydata(), float), expected)
 
