@@ -23,7 +23,7 @@ from experiments.config import ConfigError
 from experiments.fewshot_config import base_config, check_config, make_learner, make_network
 from experiments.programs import Clock, Compiled, compiler_options, dispatches
 from experiments.reporting import DivergedError
-from experiments.training import check_workdir, kept_parameters, save_parameters
+from experiments.training import check_workdir, save_parameters, what_is_left
 from metagater_jax.data.datasets import DatasetError, load_dataset, load_omniglot
 from metagater_jax.data.fewshot import cifar_fs_classes, split_classes
 
@@ -82,7 +82,7 @@ def run(config: ConfigDict, workdir: str | Path, splits: Splits | None = None, q
   result = {name: settings[name] for name in SETTINGS}
   result |= {"accuracy": interval(after), "accuracy_before_adaptation": interval(before),
              "sparsity": experiment.sparsity(state), "sparsity_by_layer": experiment.sparsity_by_layer(state),
-             "parameters": experiment.parameters(state), "episodes_per_second": experiment.episodes_per_second(),
+             **experiment.cost(state), "episodes_per_second": experiment.episodes_per_second(),
              "compile_seconds": seconds["compile"], "seconds": seconds, "versions": {"jax": jax.__version__},
              "devices": [device.device_kind for device in jax.devices()]}
   save_parameters(workdir / "meta_model.npz", state.params)
@@ -214,13 +214,16 @@ class FewShot:
              for path, leaf in jax.tree_util.tree_leaves_with_path(pruning.mask)}
     return {name: 1 - float(leaf.mean()) for name, leaf in named.items() if mg.is_kernel(name, leaf)}
 
-  def parameters(self, state: mg.MetaState) -> dict[str, int]:
-    """How many there are, how many are kept, and how many of these are effective (`metagater_jax.effective_mask`)."""
+  def cost(self, state: mg.MetaState) -> dict[str, dict[str, int]]:
+    """Parameters: how many there are, are kept, and of these are effective (`metagater_jax.effective_mask`). Multiply-accumulates
+    per image: of the network as it was, and of its effective weights."""
     params, pruning = self.learner.params(state.params), mg.find_pruning(state.optimizer)
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    if pruning is None:
-      return {"all": count, "kept": count, "effective": count}
-    return {"all": count} | kept_parameters(self.network, self.learner.params(pruning.mask), self.image_shape)
+    count, macs = sum(leaf.size for leaf in jax.tree.leaves(params)), mg.dense_cost(self.network.layers(self.image_shape))[0]
+    left = {"kept": count, "effective": count, "macs": macs}
+    if pruning is not None:
+      left = what_is_left(self.network, self.learner.params(pruning.mask), self.image_shape)
+    return {"parameters": {"all": count, "kept": left["kept"], "effective": left["effective"]},
+            "macs": {"dense": macs, "effective": left["macs"]}}
 
   def episodes_per_second(self) -> float:
     """Of meta-training, without compilation."""

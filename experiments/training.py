@@ -22,8 +22,8 @@ from experiments.reporting import DivergedError, Progress
 from metagater_jax.data.datasets import Dataset, load_dataset
 from metagater_jax.data.stream import TaskStore
 
-__all__ = ["DivergedError", "Tasks", "check_workdir", "kept_parameters", "load", "load_parameters", "make_tasks", "run", "run_seeds",
-           "save_parameters"]
+__all__ = ["DivergedError", "Tasks", "check_workdir", "load", "load_parameters", "make_tasks", "run", "run_seeds", "save_parameters",
+           "what_is_left"]
 
 
 def run(config: ConfigDict, workdir: str | Path, dataset: Dataset | None = None, quiet: bool = False) -> dict[str, Any]:
@@ -262,7 +262,7 @@ class _Experiment:
     target_labels = [np.unique(labels[partition.train[task]]).tolist() for task in targets]
     dense_macs, dense_parameters = mg.dense_cost(self.layers)
     pruned, mask = self._pruned(params)
-    left = kept_parameters(self.network, mask, self.image_shape) if pruned is not None else {"kept": None, "effective": None}
+    left = dict.fromkeys(("kept", "effective", "macs")) if mask is None else what_is_left(self.network, mask, self.image_shape)
     result = {
         "name": config.name, "algorithm": config.algorithm, "gated": config.gated, "seed": config.seed,
         "rounds": config.rounds, "local_steps": config.local_steps, "target_labels": target_labels,
@@ -273,7 +273,7 @@ class _Experiment:
         "on_rate": {layer: np.round(rate, 3).tolist() for layer, rate in after.on_rate.items()},
         "macs": {"dense": dense_macs, "gated": float(after.macs.mean()) if config.gated else None},
         "parameters": {"dense": dense_parameters, "gated": float(after.parameters.mean()) if config.gated else None},
-        "pruned": pruned, "parameters_kept": left["kept"], "parameters_effective": left["effective"],
+        "pruned": pruned, "parameters_kept": left["kept"], "parameters_effective": left["effective"], "macs_effective": left["macs"],
         "gate_threshold": float(threshold) if config.gated else None,
         **times,
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "backend": jax.default_backend(),
@@ -312,12 +312,15 @@ def _stack(populations):
                                             map(jnp.stack, zip(*indexed)))))
 
 
-def kept_parameters(network: mg.GatedNetwork, mask: Mapping[str, Any], image_shape: Sequence[int]) -> dict[str, int]:
-  """How many of the backbone's parameters a mask keeps, and how many of these are effective (`metagater_jax.effective_mask`)."""
+def what_is_left(network: mg.GatedNetwork, mask: Mapping[str, Any], image_shape: Sequence[int]) -> dict[str, int]:
+  """How many of the backbone's parameters a mask keeps, how many of these are effective (`metagater_jax.effective_mask`), and the
+  multiply-accumulates per image of those."""
   apply = lambda backbone, images: network.backbone.apply({"params": backbone}, images)
   backbone = mask["backbone"]
   count = lambda tree: int(sum(leaf.sum() for leaf in jax.tree.leaves(tree)))
-  return {"kept": count(backbone), "effective": count(mg.effective_mask(apply, backbone, jnp.ones((8, *image_shape))))}
+  effective = mg.effective_mask(apply, backbone, jnp.ones((8, *image_shape)))
+  return {"kept": count(backbone), "effective": count(effective),
+          "macs": round(float(mg.masked_macs(network.layers(image_shape), effective)))}
 
 
 def save_parameters(path: Path, params: Any, **scalars: Any) -> None:

@@ -6,7 +6,7 @@ Pure functions of pytrees; everything works under jit, vmap and grad. Data sets 
 
 from metagater_jax.accelerated_proximal import (
     AcceleratedProximalState, accelerated_proximal, accelerated_proximal_eval_params)
-from metagater_jax.accounting import dense_cost, gate_cost, gated_macs, gated_parameters
+from metagater_jax.accounting import dense_cost, gate_cost, gated_macs, gated_parameters, masked_macs
 from metagater_jax.adaptation import (
     adapt_backbone, adapt_gate, calibrate_threshold, fine_tune, two_stage_adaptation)
 from metagater_jax.algorithms.averaging import averaging

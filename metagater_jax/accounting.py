@@ -1,13 +1,15 @@
-"""What a network costs, dense and gated: multiply-accumulates per example and parameters that must be kept."""
+"""What a network costs, dense, gated and pruned: multiply-accumulates per example and parameters that must be kept."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from metagater_jax.network import Layer
 
-__all__ = ["dense_cost", "gate_cost", "gated_macs", "gated_parameters"]
+__all__ = ["dense_cost", "gate_cost", "gated_macs", "gated_parameters", "masked_macs"]
 
 
 def dense_cost(layers: Sequence[Layer]) -> tuple[int, int]:
@@ -50,6 +52,25 @@ def gated_parameters(layers: Sequence[Layer], used: Mapping[str, jax.Array]) -> 
     own, source = kept.get(layer.name, 1.0), kept.get(layer.source, 1.0)
     total += ((layer.parameters - layer.per_channel) * source + layer.per_channel) * own
   return total
+
+
+def masked_macs(layers: Sequence[Layer], mask: Mapping[str, Any]) -> jax.Array:
+  """MACs of the backbone per example, of the weights that a mask keeps.
+
+  With the `effective_mask` of whole filters that is what a network without them costs; where single weights go, the least that
+  hardware pays which skips each of the others.
+
+  Args:
+    layers: see `network_layers`.
+    mask: of the backbone's parameters, as `make_mask` or `effective_mask` makes it.
+
+  >>> import jax.numpy as jnp
+  >>> layers = (Layer("conv", "conv", 2, 4, macs=7200, parameters=72, per_channel=0, input_shape=(10, 10, 2), source=None),)
+  >>> float(masked_macs(layers, {"conv": {"kernel": jnp.ones((3, 3, 2, 4)).at[..., 1:].set(0)}}))
+  1800.0
+  """
+  kernel = lambda layer: reduce(lambda tree, name: tree[name], layer.name.split("/"), mask)["kernel"]
+  return sum(layer.macs * kernel(layer).mean() for layer in layers) + jnp.zeros(())
 
 
 def _by_layer(layers, by_gate):

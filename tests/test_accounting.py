@@ -39,6 +39,27 @@ def test_all_on_is_dense_and_gates_cost_what_their_matrices_hold():
   assert mg.gate_cost(layers, ("conv3",)) == (64 * 16 + 16 * 128, sum(x.size for x in jax.tree.leaves(gate)))
 
 
+def test_macs_of_a_mask_are_those_of_the_smaller_network():
+  """Of a residual network too: first and second convolutions of its blocks are narrower, and what reads them reads less."""
+  network = mg.GatedNetwork(mg.ResNet12(classes=5, widths=(4, 4, 6, 6)))
+  backbone, layers = network.init(jax.random.key(0), (16, 16, 3))["backbone"], network.layers((16, 16, 3))
+  mask = jax.tree.map(jnp.ones_like, backbone)
+  np.testing.assert_allclose(mg.masked_macs(layers, mask), mg.dense_cost(layers)[0])
+  for name in ("conv1", "conv2"):  # filters 1 and 2 of the first block
+    mask["block1"][name] = {key: leaf.at[..., 1:3].set(0) for key, leaf in mask["block1"][name].items()}
+  apply = lambda params, images: network.backbone.apply({"params": params}, images)
+  effective = mg.effective_mask(apply, mask, jnp.ones((8, 16, 16, 3)))
+  places = 16 * 16 * 9
+  expected = mg.dense_cost(layers)[0] - places * ((3 * 4 - 3 * 2) + (4 * 4 - 2 * 2) + (4 * 4 - 2 * 4))
+  np.testing.assert_allclose(mg.masked_macs(layers, effective), expected, rtol=1e-6)
+
+
+def test_macs_of_single_weights():
+  layers = mg.network_layers(mg.MLP(classes=3, widths=(4,)), (2, 2, 1))
+  mask = {"hidden1": {"kernel": jnp.eye(4), "bias": jnp.ones(4)}, "output": {"kernel": jnp.ones((4, 3)).at[0].set(0), "bias": jnp.ones(3)}}
+  np.testing.assert_allclose(mg.masked_macs(layers, mask), 4 + 9)
+
+
 def test_a_gate_on_a_block_counts_for_the_blocks_last_layer():
   layers = (mg.Layer("block/conv1", "conv", 3, 4, 100, 10, 0, (8, 8, 3), None),
             mg.Layer("block/conv2", "conv", 4, 4, 200, 20, 0, (8, 8, 4), "block/conv1"),

@@ -81,6 +81,8 @@ def test_learners_and_scores(splits, tmp_path, fields):
     left = jax.eval_shape(mg.FewShotConvNet(3, (3, 3, 3, 3)).init, jax.random.key(0), jnp.ones((1, 16, 16, 1)))
     assert result["sparsity"] == 0.25
     assert result["parameters"]["effective"] == sum(x.size for x in jax.tree.leaves(left)) < result["parameters"]["kept"]
+    macs = [mg.dense_cost(mg.network_layers(mg.FewShotConvNet(3, (width,) * 4), (16, 16, 1)))[0] for width in (4, 3)]
+    assert result["macs"] == {"dense": macs[0], "effective": macs[1]}
 
 
 def test_evaluation_is_compiled_once_for_all_masks(splits):

@@ -122,6 +122,9 @@ def test_pruning_in_the_rounds(tmp_path):
   assert zeros == pytest.approx(0.8 * sum(kernel.size for kernel in kernels), rel=0.01)
   assert result["parameters_kept"] == sum(leaf.size for leaf in leaves) - zeros
   assert 0.9 * result["parameters_kept"] < result["parameters_effective"] <= result["parameters_kept"]
+  places = {"conv1": 8 * 8, "conv2": 4 * 4, "conv3": 2 * 2, "output": 1}  # per image, at which a kernel is applied
+  macs = sum(count * (params["backbone"][name]["kernel"] != 0).sum() for name, count in places.items())
+  assert 0.9 * macs < result["macs_effective"] <= macs
   rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   assert rows[0]["pruned"] < rows[1]["pruned"] == result["pruned"]
   assert result["accuracy"]["mean"] > result["accuracy_before_adaptation"]["mean"]
