@@ -56,7 +56,8 @@ def test_macs_of_a_mask_are_those_of_the_smaller_network():
 
 def test_macs_of_single_weights():
   layers = mg.network_layers(mg.MLP(classes=3, widths=(4,)), (2, 2, 1))
-  mask = {"hidden1": {"kernel": jnp.eye(4), "bias": jnp.ones(4)}, "output": {"kernel": jnp.ones((4, 3)).at[0].set(0), "bias": jnp.ones(3)}}
+  mask = {"hidden1": {"kernel": jnp.eye(4), "bias": jnp.ones(4)},
+          "output": {"kernel": jnp.ones((4, 3)).at[0].set(0), "bias": jnp.ones(3)}}
   np.testing.assert_allclose(mg.masked_macs(layers, mask), 4 + 9)
 
 
