@@ -503,7 +503,7 @@ def _verdict(value, margin):
   difference, seeds = _over_seeds(value), len(value["by_seed"])
   if seeds == 1:
     difference = difference._replace(low=value["mean"] - value["ci95"], high=value["mean"] + value["ci95"])
-  return f"{difference.verdict(margin)} ({seeds} seed{'s' if seeds > 1 else ''})"
+  return f"{difference.verdict(margin)} ({f'{seeds} seeds' if seeds > 1 else '1 seed, over its episodes'})"
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -107,8 +107,9 @@ def test_claims_are_judged_by_the_interval_over_seeds(tmp_path):
   assert cells((1, 2, 3), ahead, 0.0115) == [
       "refuted (3 seeds)", "not run", "confirmed (3 seeds)", "not run", "confirmed (3 seeds)"]
   assert cells((1, 2), ahead, 0.009)[::2] == ["confirmed (2 seeds)", "not confirmed (2 seeds)", "not confirmed (2 seeds)"]
-  assert cells((4,), ahead, 0.0085)[::2] == ["not confirmed (1 seed)", "refuted (1 seed)", "refuted (1 seed)"]
-  assert cells((5,), ahead, 0.0075)[::2] == ["confirmed (1 seed)", "not confirmed (1 seed)", "not confirmed (1 seed)"]
+  one = lambda *verdicts: [f"{verdict} (1 seed, over its episodes)" for verdict in verdicts]
+  assert cells((4,), ahead, 0.0085)[::2] == one("not confirmed", "refuted", "refuted")
+  assert cells((5,), ahead, 0.0075)[::2] == one("confirmed", "not confirmed", "not confirmed")
 
 
 def test_curves_of_one_panel_are_of_the_same_seeds(tmp_path, monkeypatch):
