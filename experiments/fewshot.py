@@ -219,9 +219,8 @@ class FewShot:
     per image: of the network as it was, and of its effective weights."""
     params, pruning = self.learner.params(state.params), mg.find_pruning(state.optimizer)
     count, macs = sum(leaf.size for leaf in jax.tree.leaves(params)), mg.dense_cost(self.network.layers(self.image_shape))[0]
-    left = {"kept": count, "effective": count, "macs": macs}
-    if pruning is not None:
-      left = what_is_left(self.network, self.learner.params(pruning.mask), self.image_shape)
+    left = {"kept": count, "effective": count, "macs": macs} if pruning is None else what_is_left(
+        self.network, self.learner.params(pruning.mask), self.image_shape)
     return {"parameters": {"all": count, "kept": left["kept"], "effective": left["effective"]},
             "macs": {"dense": macs, "effective": left["macs"]}}
 

@@ -113,7 +113,7 @@ def result_table(result: dict[str, Any]) -> str:
       ("sparsity of gated layers", share(result["sparsity"]) if result["sparsity"] else "no gates"),
       *([("pruned", f"{100 * result['pruned']:.1f} % of what may be")] if result["pruned"] is not None else []),
       ("multiply-accumulates per image", cost(result["macs"]) + (
-          f", {result['macs_effective']:,} of what pruning left{', all gates on' if result['gated'] else ''}"
+          f", {result['macs']['effective']:,} of effective weights{', all gates on' if result['gated'] else ''}"
           if result["pruned"] is not None else "")),
       ("parameters", cost(result["parameters"]) + (
           f", {result['parameters_kept']:,} left by pruning, {result['parameters_effective']:,} of them effective"
@@ -136,7 +136,7 @@ def fewshot_table(result: dict[str, Any]) -> str:
           ("sparsity", f"{100 * result['sparsity']:.1f} % of the {what} that may be pruned" if result["sparsity"] else "not pruned"),
           ("parameters", f"{kept['all']:,}" + (
               f", {kept['kept']:,} kept, {kept['effective']:,} of them effective" if result["sparsity"] else "")),
-          ("multiply-accumulates", f"{result['macs']['dense']:,} per image" + (
+          ("multiply-accumulates per image", f"{result['macs']['dense']:,}" + (
               f", {result['macs']['effective']:,} of effective weights" if result["sparsity"] else "")),
           ("meta-training", f"{result['episodes_per_second']:.1f} episodes per second"),
           ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items()))]

@@ -57,7 +57,7 @@ def _made_up_records(workdir, accuracies, case="conv4-1", granularity="weight", 
   for seed, (base, courses) in accuracies.items():
     (folder / f"seed-{seed}-base.json").write_text(json.dumps({
         "accuracy": base, "steps": 8000, "seconds": 9.0, "compile_seconds": 1.0, "episodes_per_second": 5.0, "agreement": {
-            score: {"seconds": float(seed**4), "temporary_mb": 2.0, "spearman": 0.5, "kept_in_common": 0.7,
+            score: {"seconds": seed**4 * (seed if score == "magnitude" else 1.0), "temporary_mb": 2.0, "spearman": 0.5, "kept_in_common": 0.7,
                     "at_once": [base] * len(anp_tables.AT_ONCE)} for score in ("anp", "magnitude")}}))
     for score, accuracy in courses.items():
       level = {"sparsity": 0.6, "by_layer": (by_layer or {}).get(score, {}), "train_loss": 1.0, "accuracy": accuracy}
@@ -76,7 +76,9 @@ def test_reports_of_other_seeds_are_merged_as_if_made_together(tmp_path):
   parts = [anp_tables.make_report(_made_up_records(tmp_path / str(seed), _random_records([seed]))) for seed in (2, 1, 3)]
   together = anp_tables.make_report(_made_up_records(tmp_path / "all", _random_records((1, 2, 3))))
   merged = anp_tables.merge_reports(anp_tables.merge_reports(*parts[:2]), parts[2])
-  assert anp_tables.markdown(together).count("| 0.50 | 70 % | 16.00 |") == 2  # the median of 1, 16 and 81: machines are shared
+  # ANP took 1, 16 and 81 seconds, on machines of different speed; magnitude 1, 2 and 3 times as long on the same.
+  assert [line.split("|")[5].strip() for line in anp_tables.markdown(together).splitlines() if "| 0.50 | 70 % |" in line] == [
+      "1.00 (16.0 s)", "2.00"]
   flat, expected = (jax.tree_util.tree_leaves_with_path(report) for report in (merged, together))
   assert [path for path, _ in flat] == [path for path, _ in expected]
   assert len(flat) > 200
