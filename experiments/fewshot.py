@@ -59,7 +59,7 @@ def run(config: ConfigDict, workdir: str | Path, splits: Splits | None = None, q
   workdir.mkdir(parents=True, exist_ok=True)
   reporting.write_json(workdir / "config.json", config.to_dict())
   writer, rows = reporting.MetricsWriter(workdir), []
-  progress = reporting.Progress(config.steps, quiet, "step")
+  progress = reporting.Progress(config.steps, quiet, "step", experiment.clock)
 
   def evaluated(state, loss):
     before, after = experiment.evaluate(state, "validation", config.validation_episodes)

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 import numpy as np
 from tqdm import tqdm
 
+from experiments.programs import Clock
+
 __all__ = ["DivergedError", "MetricsWriter", "Progress", "fail", "fewshot_table", "plot_accuracy", "plot_fewshot",
            "plot_sparsity_curve", "plot_tasks", "pyplot", "result_table", "summary", "write_json"]
 
@@ -75,11 +77,13 @@ class MetricsWriter:
 class Progress:
   """Rounds (or steps), loss, accuracy, sparsity, rate and time left, on standard error.
 
-  One line that is rewritten on a terminal; elsewhere (a log file) a line per evaluation.
+  One line that is rewritten on a terminal; elsewhere (a log file) a line per evaluation. The seconds that the clock has for
+  compilation count for neither rate nor time left: a run of a few seconds would seem to last as long as its compilation.
   """
 
-  def __init__(self, total: int, quiet: bool, unit: str):
+  def __init__(self, total: int, quiet: bool, unit: str, clock: Clock):
     self._shown, self._lines = {}, not quiet and not sys.stderr.isatty()
+    self._clock, self._compiled = clock, clock.seconds["compile"]
     self._bar = tqdm(total=total, disable=quiet, unit=f" {unit}s", mininterval=0.2, dynamic_ncols=True,
                      file=open(os.devnull, "w") if self._lines else sys.stderr,
                      bar_format=unit + " {n_fmt}/{total_fmt}{postfix} | {rate_noinv_fmt} | {remaining} left")
@@ -91,6 +95,11 @@ class Progress:
 
   def advance(self, count: int, evaluated: bool) -> None:
     """So many more are done; with an evaluation a log file gets its line."""
+    compiled = self._clock.seconds["compile"]
+    if not self._bar.disable:  # a disabled bar keeps no times
+      self._bar.start_t += compiled - self._compiled
+      self._bar.last_print_t += compiled - self._compiled
+    self._compiled = compiled
     self._bar.update(count)
     if self._lines and evaluated:
       print(self._bar, file=sys.stderr, flush=True)

@@ -196,7 +196,7 @@ class _Experiment:
     writers = [reporting.MetricsWriter(m.workdir) for m in members] if jax.process_index() == 0 else []
     rows, errors, round_ms, done = [[] for _ in members], {}, [], 0
     quiet = quiet or jax.process_index() > 0
-    progress = Progress(config.rounds, quiet, "round")
+    progress = Progress(config.rounds, quiet, "round", clock)
     for count in blocks:
       if len(errors) == len(members):
         break

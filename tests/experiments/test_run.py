@@ -15,7 +15,9 @@ import metagater_jax as mg
 from configs import cifar10, cifar10_moderate, cifar10_small, cifar100, digits, mnist
 from experiments import training
 from experiments.config import ConfigError, check_config
+from experiments.programs import Clock
 from experiments.registry import make_network
+from experiments.reporting import Progress
 from experiments.sparsity_curve import curve_of_run
 from metagater_jax.data.datasets import Dataset, load_dataset
 
@@ -68,6 +70,22 @@ def test_the_command_writes_everything(two_runs):
     table = list(csv.DictReader(file))
   assert [row["round"] for row in rows] == [3, 6] == [int(row["round"]) for row in table]
   assert rows[-1]["accuracy_mean"] == pytest.approx(result["accuracy"]["mean"])
+
+
+def test_rate_and_time_left_are_without_compilation(monkeypatch, capsys):
+  now = [1000.0]
+  monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+  clock = Clock("compile")
+  clock.seconds["compile"] = 5.0  # before the first step
+  progress = Progress(100, False, "step", clock)
+  for seconds, compiled in ((30, 20), (10, 0)):  # ten for 40 steps each, beside compilation
+    now[0] += seconds
+    clock.seconds["compile"] += compiled
+    progress.advance(40, True)
+  progress.close()
+  first, second = capsys.readouterr().err.splitlines()
+  assert "step 40/100 |  4.00 steps/s | 00:15 left" in first
+  assert "step 80/100 |  4.00 steps/s | 00:05 left" in second
 
 
 def test_one_seed_gives_one_result(two_runs):
