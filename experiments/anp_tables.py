@@ -300,10 +300,9 @@ def make_report(workdir: Path) -> dict[str, Any]:
     bases = {seed: record for seed, record in sorted(bases.items()) if "accuracy" in record}
     if not bases:
       continue
-    of_bases = lambda field, bases=bases: {seed: record[field] for seed, record in bases.items()}
-    entry = {"title": case.title, "steps": next(iter(bases.values()))["steps"], "base": _pool(of_bases("accuracy"))}
-    entry |= {field: _pool(of_bases(field)) for field in ("episodes_per_second", "compile_seconds", "seconds")}
-    entry |= {"agreement": _agreements(of_bases("agreement")), "courses": {}}
+    entry = {"title": case.title, "steps": next(iter(bases.values()))["steps"],
+             "base": _pool({seed: record["accuracy"] for seed, record in bases.items()}),
+             "agreement": _agreements({seed: record.get("agreement", {}) for seed, record in bases.items()}), "courses": {}}
     records = {}
     for path in sorted((workdir / name).glob("seed-*-*-*.json")):
       _, seed, score, level_steps = path.stem.split("-")
@@ -539,16 +538,18 @@ def markdown(report: dict[str, Any]) -> str:
               + " | ".join(f"{100 * sparsity:.0f} % at once" for sparsity in AT_ONCE) + " |",
               "|---|---|---|---|---|---|" + "---|" * len(AT_ONCE)]
     for score, values in case["agreement"].items():
-      # Within a seed, whose scores were timed on one machine; the median, as machines are shared.
-      seconds = {seed: part["mean"] for seed, part in values["seconds"]["by_seed"].items()}
-      cost = np.median([own / case["agreement"]["anp"]["seconds"]["by_seed"][seed]["mean"] for seed, own in seconds.items()])
-      absolute = f" ({np.median(list(seconds.values())):.1f} s)" if score == "anp" else ""
+      # Within a seed, whose scores were timed on one machine; the median, as machines are shared. Nothing where no seed that the
+      # report has was timed with the code as it is now.
+      timed = lambda score: {seed: part["mean"] for seed, part in case["agreement"][score].get("seconds", {}).get("by_seed", {}).items()}
+      seconds, unit = timed(score), timed("anp")
+      cost = [f"{np.median([own / unit[seed] for seed, own in seconds.items()]):.2f}"
+              + (f" ({np.median(list(seconds.values())):.1f} s)" if score == "anp" else ""),
+              f"{values['temporary_mb']['mean']:.0f}"] if seconds else ["", ""]
       at_once = [_percent(part) for part in values["at_once"]]
       if "anp_minus" in values:
         at_once = [f"{part} ({100 * d['mean']:+.1f} ± {100 * d['ci95']:.1f})" for part, d in zip(at_once, values["anp_minus"])]
       lines.append(f"| {NAMES[score]} | {', '.join(_seeds(values['spearman']))} | {values['spearman']['mean']:.2f} | "
-                   f"{100 * values['kept_in_common']['mean']:.0f} % | {cost:.2f}{absolute} | "
-                   f"{values['temporary_mb']['mean']:.0f} | " + " | ".join(at_once) + " |")
+                   f"{100 * values['kept_in_common']['mean']:.0f} % | " + " | ".join(cost + at_once) + " |")
     lines.append("")
   return "\n".join(lines)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from metagater_jax.checks import check_not_negative, check_positive
 from metagater_jax.data.population import Batch
+from metagater_jax.hoisting import hoist
 from metagater_jax.local import Loss
 from metagater_jax.pruning import apply_mask
 
@@ -138,21 +139,23 @@ def _descend(loss, params, rates, steps, batch: Callable[[jax.Array], Batch], ma
   rates = [jnp.asarray(rates, jnp.float32)] * len(leaves) if isinstance(rates, float | int) else jax.tree.leaves(rates)
   # What a step multiplies the gradient with: α, or 0 where the mask is.
   factors = [rates[i] if mask is None else rates[i] * jax.tree.leaves(mask)[i] for i in moving]
-  fixed = [leaf for i, leaf in enumerate(leaves) if i not in moving]
-  # With a fixed body its features are computed once for all steps, if the compiler sees them side by side.
-  unroll = steps if fixed else 1
+  part, fixed = ([leaf for i, leaf in enumerate(leaves) if (i in moving) == own] for own in (True, False))
 
   def value(part, fixed, i):
     rest, moved = iter(fixed), iter(part)
     whole = [next(moved) if i in moving else next(rest) for i in range(len(leaves))]
     return loss(jax.tree.unflatten(structure, whole), batch(i), None)
 
+  if fixed:  # what does not change between steps, as a body's features, is computed once; from here on it is what is fixed
+    head, fixed = hoist(lambda moved, fixed: value(moved[0], fixed, moved[1]), (part, jnp.int32(0)), fixed)
+    value = lambda part, fixed, i: head((part, i), fixed)
+
   def descend(part, fixed, factors):
     """The weights after the last step, and before each."""
     def step(part, i):
       gradient = jax.grad(value)(part, fixed, i)
       return [w - a * g for w, a, g in zip(part, factors, gradient)], part
-    return jax.lax.scan(step, part, jnp.arange(steps), unroll=unroll)
+    return jax.lax.scan(step, part, jnp.arange(steps))
 
   def gradient_and_curvature(part, fixed, i, direction):
     """∇L with respect to the moving part, and ∇²L there times a direction."""
@@ -177,10 +180,10 @@ def _descend(loss, params, rates, steps, batch: Callable[[jax.Array], Batch], ma
       return (minus(co_part, curved), minus(co_factors, of_factors)), direction
 
     start = cotangent, jax.tree.map(jnp.zeros_like, factors)
-    (co_part, co_factors), directions = jax.lax.scan(step, start, (jnp.arange(steps), path), reverse=True, unroll=unroll)
+    (co_part, co_factors), directions = jax.lax.scan(step, start, (jnp.arange(steps), path), reverse=True)
 
     def bent(fixed):
-      """Σ_t ∇L(w_t)·αλ_t. Under vmap the body, which no step changes, is there once: one pass back through it, not one per step."""
+      """Σ_t ∇L(w_t)·αλ_t."""
       gradients = jax.vmap(lambda part, i: jax.grad(value)(part, fixed, i))(path, jnp.arange(steps))
       return sum(jnp.vdot(v, g) for v, g in zip(directions, gradients))
 
@@ -193,7 +196,6 @@ def _descend(loss, params, rates, steps, batch: Callable[[jax.Array], Batch], ma
 
   adapt = jax.custom_vjp(lambda part, fixed, factors: descend(part, fixed, factors)[0])
   adapt.defvjp(forward, back)
-  part = [leaves[i] for i in moving]
   if derivative == "first_order":  # A_T(w) = w + a constant
     solution = [w + jax.lax.stop_gradient(v - w) for w, v in zip(part, descend(part, fixed, factors)[0])]
   else:

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend import core
 
 import metagater_jax as mg
+from metagater_jax.hoisting import hoist
 
 
 def squared_loss(params, batch, key):
@@ -117,6 +119,50 @@ def test_anil_trains_all_through_its_heads_inner_loop(quadratic, loss):
   jacobian = np.eye(4) - np.diag([0.1, 0.1, 0.1, 0]) @ gradient_and_hessian(v, *support)[1]
   expected = np.linalg.matrix_power(jacobian, 3).T @ gradient_and_hessian(solution, *query)[0]
   np.testing.assert_allclose(flat(gradient), expected, atol=1e-5)
+
+
+def operations(jaxpr, name):
+  """How often a program runs a primitive, if no compiler finds out that it could less often."""
+  return sum((equation.primitive.name == name) + equation.params.get("length", 1) * sum(
+      operations(inner, name) for inner in core.jaxprs_in_params(equation.params)) for equation in jaxpr.eqns)
+
+
+@pytest.mark.parametrize("derivative", mg.DERIVATIVES)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_anil_computes_its_body_once_per_image(derivative, steps):
+  def loss(params, batch, key):
+    # The body has a loop, as networks that take images in blocks have: compilers leave the like alone in loops.
+    features = jax.lax.map(lambda x: jnp.tanh(x @ params["body"]), batch.images)
+    return squared_loss({"w": params["output"], "b": 0.0}, batch._replace(images=features), key)
+
+  rng = np.random.default_rng(2)
+  episode = mg.Episode(*(mg.Batch(jnp.asarray(rng.normal(size=(n, 3)), jnp.float32), jnp.ones(n), jnp.ones(n)) for n in (4, 6)))
+  params = {"body": jnp.ones((3, 2)), "output": jnp.ones(2)}
+  gradient = mg.anil(loss, inner_lr=0.1, inner_steps=steps, derivative=derivative).meta_gradient
+  assert operations(jax.make_jaxpr(gradient)(params, episode).jaxpr, "tanh") == 4 + 6
+
+
+def test_what_is_hoisted_and_the_rest_are_the_function():
+  weights = jnp.array([0.5, -2.0])
+
+  def function(moving, fixed):
+    """Fixed alone, moving alone, both, integers, and a call that is compiled by itself."""
+    order = jnp.argsort(fixed["x"])
+    of_both = jax.jit(lambda w, x: jnp.sin(w * x).sum())(moving[0], fixed["x"][order])
+    return {"both": of_both * jnp.exp(fixed["y"]), "fixed": jnp.cos(fixed["x"]) @ weights, "moving": moving[1] ** 2}
+
+  def by_parts(moving, fixed):
+    rest, known = hoist(function, jax.tree.map(jnp.zeros_like, moving), fixed)
+    assert all(jnp.issubdtype(x.dtype, jnp.floating) for x in known)
+    return rest(moving, known)
+
+  moving, fixed = (jnp.array([1.0, 2.0]), jnp.float32(3.0)), {"x": jnp.array([0.3, 0.1]), "y": jnp.float32(0.7)}
+  same = lambda one, other: jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), one, other)
+  same(by_parts(moving, fixed), function(moving, fixed))
+  total = lambda f: lambda moving, fixed: sum(jax.tree.leaves(f(moving, fixed)))
+  same(jax.jit(jax.grad(total(by_parts), (0, 1)))(moving, fixed), jax.grad(total(function), (0, 1))(moving, fixed))
+  many = jax.tree.map(lambda x: jnp.stack([x, 2 * x, -x]), (moving, fixed))
+  same(jax.vmap(by_parts)(*many), jax.vmap(function)(*many))
 
 
 def test_a_mask_holds_through_the_inner_loop(quadratic):

@@ -56,7 +56,7 @@ def _made_up_records(workdir, accuracies, case="conv4-1", granularity="weight", 
   folder.mkdir(parents=True)
   for seed, (base, courses) in accuracies.items():
     (folder / f"seed-{seed}-base.json").write_text(json.dumps({
-        "accuracy": base, "steps": 8000, "seconds": 9.0, "compile_seconds": 1.0, "episodes_per_second": 5.0, "agreement": {
+        "accuracy": base, "steps": 8000, "agreement": {
             score: {"seconds": seed**4 * (seed if score == "magnitude" else 1.0), "temporary_mb": 2.0, "spearman": 0.5, "kept_in_common": 0.7,
                     "at_once": [base] * len(anp_tables.AT_ONCE)} for score in ("anp", "magnitude")}}))
     for score, accuracy in courses.items():
@@ -92,6 +92,23 @@ def test_reports_of_other_seeds_are_merged_as_if_made_together(tmp_path):
   cell = (f"{100 * values.mean():+.1f} ± {196 * values.std(ddof=1) / np.sqrt(len(values)):.1f} ("
           + ", ".join(f"{mean:+.1f}" for mean in means) + f"; seeds ± {half:.1f})")
   assert anp_tables.overview(merged).count(cell) == 2
+
+
+def test_costs_are_of_the_seeds_that_were_timed(tmp_path):
+  """Seeds without times, as those timed with code of other speed, count for everything else; a base not measured yet for nothing."""
+  records = _made_up_records(tmp_path, _random_records((1, 2, 3)))
+  base = json.loads((records / "conv4-1" / "seed-3-base.json").read_text())
+  (records / "conv4-1" / "seed-3-base.json").write_text(json.dumps({k: v for k, v in base.items() if k != "agreement"}))
+  report = anp_tables.make_report(records)
+  row = lambda: [line.split("|")[2:7] for line in anp_tables.markdown(report).splitlines() if line.startswith("| magnitude | 1, 2 | 0.5")]
+  assert row() == [[" 1, 2 ", " 0.50 ", " 70 % ", " 1.50 ", " 2 "]]
+  agreement = report["cases"]["conv4-1"]["agreement"]
+  for values in agreement.values():
+    values["seconds"]["by_seed"].pop("2")
+  assert row() == [[" 1, 2 ", " 0.50 ", " 70 % ", " 1.00 ", " 2 "]]
+  for values in agreement.values():
+    del values["seconds"], values["temporary_mb"]
+  assert row() == [[" 1, 2 ", " 0.50 ", " 70 % ", "  ", "  "]]
 
 
 def test_claims_are_judged_by_the_interval_over_seeds(tmp_path):
