@@ -356,8 +356,9 @@ def _agreements(records):
   found = {}
   for score in (score for score in SCORES if any(score in record for record in records.values())):
     own = {seed: record[score] for seed, record in records.items() if score in record}
-    found[score] = {field: _pool({seed: values[field] for seed, values in own.items()})
-                    for field in ("seconds", "temporary_mb", "spearman", "kept_in_common")}
+    fields = {field: {seed: values[field] for seed, values in own.items() if field in values}
+              for field in ("seconds", "temporary_mb", "spearman", "kept_in_common")}
+    found[score] = {field: _pool(by_seed) for field, by_seed in fields.items() if by_seed}
     at_once = lambda of: [_pool({seed: of(seed, i) for seed in own}) for i in range(len(AT_ONCE))]
     found[score]["at_once"] = at_once(lambda seed, i, own=own: own[seed]["at_once"][i])
     if score != "anp":
