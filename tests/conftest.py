@@ -1,12 +1,14 @@
 """Small problems that several test files use."""
 
+import importlib.metadata
 import os
 import tempfile
 
 # Hundreds of small programs are compiled here and run once or twice: compiling them well takes longer than running them. In the
 # environment before JAX is imported, so that it holds in the commands which tests start, too.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}"
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not have the flag, and abort
+  os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}"
 # What one process has compiled no other one compiles again; a worker of pytest-xdist finds the folder in its environment.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _compiled = tempfile.TemporaryDirectory(prefix="metagater-tests-")
