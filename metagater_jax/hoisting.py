@@ -10,11 +10,12 @@ from jax.extend import core
 __all__ = ["hoist"]
 
 
-def hoist(function: Callable[[Any, Any], Any], moving: Any, fixed: Any) -> tuple[Callable[[Any, list[jax.Array]], Any], list[jax.Array]]:
+def hoist(function: Callable[[Any, Any], Any], moving: Any, fixed: Any
+          ) -> tuple[Callable[[Any, list[jax.Array]], Any], list[jax.Array]]:
   """`rest` and `known` such that `rest(moving, known)` is `function(moving, fixed)`, and `known` depends on `fixed` alone.
 
-  A compiler would find this only where it sees all steps of a loop side by side, and not in loops within loops. What the function
-  calls through its own `jax.jit`, and what depends on `moving` in any part, is not looked into and stays in `rest`.
+  A compiler would find this only where it sees all steps of a loop side by side, and not in loops within loops. Calls by
+  `jax.jit` are looked into; a loop, or another call, that depends on `moving` stays in `rest` as a whole.
 
   Args:
     function: `(moving, fixed) -> pytree`; what it captures counts as fixed.
@@ -29,16 +30,14 @@ def hoist(function: Callable[[Any, Any], Any], moving: Any, fixed: Any) -> tuple
   ([()], 6.0, 15.0)
   """
   closed, shape = jax.make_jaxpr(function, return_shape=True)(moving, fixed)
-  jaxpr, count = closed.jaxpr, len(jax.tree.leaves(moving))
-  variables = lambda atoms: [atom for atom in atoms if not isinstance(atom, core.Literal)]
-  changing, before, after = set(jaxpr.invars[:count]), [], []
-  for equation in jaxpr.eqns:
-    if changing.isdisjoint(variables(equation.invars)):
-      before.append(equation)
-    else:
-      after.append(equation)
-      changing.update(equation.outvars)
-  needed = [v for v in dict.fromkeys(variables([x for equation in after for x in equation.invars] + jaxpr.outvars))
+  count = len(jax.tree.leaves(moving))
+  before, after, changing = _divided(closed.jaxpr, count)
+  if any(_called(equation) is not None and not changing.issuperset(_variables(equation.invars)) for equation in after):
+    closed = jax.make_jaxpr(lambda *leaves: _without_calls(closed.jaxpr, closed.consts, leaves))(
+        *jax.tree.leaves((moving, fixed)))
+    before, after, changing = _divided(closed.jaxpr, count)
+  jaxpr = closed.jaxpr
+  needed = [v for v in dict.fromkeys(_variables([x for equation in after for x in equation.invars] + jaxpr.outvars))
             if v not in changing]
   first = core.ClosedJaxpr(jaxpr.replace(invars=jaxpr.invars[count:], outvars=needed, eqns=before), closed.consts)
   second = core.ClosedJaxpr(jaxpr.replace(constvars=[], invars=jaxpr.invars[:count] + needed, eqns=after), [])
@@ -51,3 +50,40 @@ def hoist(function: Callable[[Any, Any], Any], moving: Any, fixed: Any) -> tuple
     return jax.tree.unflatten(jax.tree.structure(shape), core.jaxpr_as_fun(second)(*jax.tree.leaves(moving), *given))
 
   return rest, [value for own, value in zip(is_float, values) if own]
+
+
+def _divided(jaxpr, count):
+  """Equations that do not depend on the first so many arguments, those that do, and the variables that do."""
+  before, after, changing = [], [], set(jaxpr.invars[:count])
+  for equation in jaxpr.eqns:
+    if changing.isdisjoint(_variables(equation.invars)):
+      before.append(equation)
+    else:
+      after.append(equation)
+      changing.update(equation.outvars)
+  return before, after, changing
+
+
+def _variables(atoms):
+  return [atom for atom in atoms if not isinstance(atom, core.Literal)]
+
+
+def _called(equation):
+  """The program that an equation calls by `jax.jit`, or None."""
+  return equation.params["jaxpr"] if equation.primitive.name in ("jit", "pjit") else None
+
+
+def _without_calls(jaxpr, consts, arguments):
+  """The results of a program whose calls by `jax.jit` are computed equation by equation, as if they were written out in it."""
+  values = dict(zip(jaxpr.constvars + jaxpr.invars, [*consts, *arguments], strict=True))
+  read = lambda atoms: [atom.val if isinstance(atom, core.Literal) else values[atom] for atom in atoms]
+  for equation in jaxpr.eqns:
+    called = _called(equation)
+    if called is not None:
+      results = _without_calls(called.jaxpr, called.consts, read(equation.invars))
+    else:
+      inputs = list(dict.fromkeys(_variables(equation.invars)))
+      alone = jaxpr.replace(constvars=[], invars=inputs, outvars=equation.outvars, eqns=[equation])
+      results = core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*read(inputs))
+    values.update(zip(equation.outvars, results, strict=True))
+  return read(jaxpr.outvars)

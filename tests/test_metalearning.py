@@ -128,8 +128,9 @@ def operations(jaxpr, name):
 
 
 @pytest.mark.parametrize("derivative", mg.DERIVATIVES)
-@pytest.mark.parametrize("steps", [1, 5])
-def test_anil_computes_its_body_once_per_image(derivative, steps):
+@pytest.mark.parametrize("steps, call", [(1, lambda f: f), (5, lambda f: f), (5, jax.jit)])
+def test_anil_computes_its_body_once_per_image(derivative, steps, call):
+  @call
   def loss(params, batch, key):
     # The body has a loop, as networks that take images in blocks have: compilers leave the like alone in loops.
     features = jax.lax.map(lambda x: jnp.tanh(x @ params["body"]), batch.images)
