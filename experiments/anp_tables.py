@@ -533,19 +533,22 @@ def markdown(report: dict[str, Any]) -> str:
             lines.append(f"| {NAMES[score]} | {100 * report['levels'][i]:.0f} % | "
                          + " | ".join(_points(part) if part else "" for part in parts) + " |")
       lines.append("")
+    # Seeds without times are those timed with code of other speed.
+    timed = {score: {seed: part["mean"] for seed, part in values.get("seconds", {"by_seed": {}})["by_seed"].items()}
+             for score, values in case["agreement"].items()}
     lines += ["The scores of the networks before pruning; accuracy (%) is on validation episodes after pruning at once, without any "
-              "training, and in brackets how much better ANP's is, in points:", "",
+              "training, and in brackets how much better ANP's is, in points"
+              + (f"; time and MB of seed(s) {', '.join(timed['anp'])}:" if timed["anp"] else ":"), "",
               "| score | seeds | rank correlation with ANP | kept in common at 85 % | time (ANP: 1) | MB | "
               + " | ".join(f"{100 * sparsity:.0f} % at once" for sparsity in AT_ONCE) + " |",
               "|---|---|---|---|---|---|" + "---|" * len(AT_ONCE)]
     for score, values in case["agreement"].items():
-      # Within a seed, whose scores were timed on one machine; the median, as machines are shared. Nothing where no seed that the
-      # report has was timed with the code as it is now.
-      timed = lambda score: {seed: part["mean"] for seed, part in case["agreement"][score].get("seconds", {}).get("by_seed", {}).items()}
-      seconds, unit = timed(score), timed("anp")
-      cost = [f"{np.median([own / unit[seed] for seed, own in seconds.items()]):.2f}"
-              + (f" ({np.median(list(seconds.values())):.1f} s)" if score == "anp" else ""),
-              f"{values['temporary_mb']['mean']:.0f}"] if seconds else ["", ""]
+      # Within a seed, whose scores were timed on one machine; the median, as machines are shared.
+      cost = ["", ""]
+      if seconds := timed[score]:
+        ratio = np.median([own / timed["anp"][seed] for seed, own in seconds.items()])
+        cost = [f"{ratio:.2f}" + (f" ({np.median(list(seconds.values())):.1f} s)" if score == "anp" else ""),
+                f"{values['temporary_mb']['mean']:.0f}"]
       at_once = [_percent(part) for part in values["at_once"]]
       if "anp_minus" in values:
         at_once = [f"{part} ({100 * d['mean']:+.1f} ± {100 * d['ci95']:.1f})" for part, d in zip(at_once, values["anp_minus"])]

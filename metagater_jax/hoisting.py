@@ -29,14 +29,16 @@ def hoist(function: Callable[[Any, Any], Any], moving: Any, fixed: Any
   >>> [x.shape for x in known], float(rest(2.0, known)), float(rest(5.0, known))
   ([()], 6.0, 15.0)
   """
-  closed, shape = jax.make_jaxpr(function, return_shape=True)(moving, fixed)
-  count = len(jax.tree.leaves(moving))
-  before, after, changing = _divided(closed.jaxpr, count)
-  if any(_called(equation) is not None and not changing.issuperset(_variables(equation.invars)) for equation in after):
-    closed = jax.make_jaxpr(lambda *leaves: _without_calls(closed.jaxpr, closed.consts, leaves))(
-        *jax.tree.leaves((moving, fixed)))
-    before, after, changing = _divided(closed.jaxpr, count)
-  jaxpr = closed.jaxpr
+  called, shape = jax.make_jaxpr(function, return_shape=True)(moving, fixed)
+  closed = jax.make_jaxpr(lambda *leaves: _without_calls(called.jaxpr, called.consts, leaves))(*jax.tree.leaves((moving, fixed)))
+  jaxpr, count = closed.jaxpr, len(jax.tree.leaves(moving))
+  before, after, changing = [], [], set(jaxpr.invars[:count])
+  for equation in jaxpr.eqns:
+    if changing.isdisjoint(_variables(equation.invars)):
+      before.append(equation)
+    else:
+      after.append(equation)
+      changing.update(equation.outvars)
   needed = [v for v in dict.fromkeys(_variables([x for equation in after for x in equation.invars] + jaxpr.outvars))
             if v not in changing]
   first = core.ClosedJaxpr(jaxpr.replace(invars=jaxpr.invars[count:], outvars=needed, eqns=before), closed.consts)
@@ -52,25 +54,8 @@ def hoist(function: Callable[[Any, Any], Any], moving: Any, fixed: Any
   return rest, [value for own, value in zip(is_float, values) if own]
 
 
-def _divided(jaxpr, count):
-  """Equations that do not depend on the first so many arguments, those that do, and the variables that do."""
-  before, after, changing = [], [], set(jaxpr.invars[:count])
-  for equation in jaxpr.eqns:
-    if changing.isdisjoint(_variables(equation.invars)):
-      before.append(equation)
-    else:
-      after.append(equation)
-      changing.update(equation.outvars)
-  return before, after, changing
-
-
 def _variables(atoms):
   return [atom for atom in atoms if not isinstance(atom, core.Literal)]
-
-
-def _called(equation):
-  """The program that an equation calls by `jax.jit`, or None."""
-  return equation.params["jaxpr"] if equation.primitive.name in ("jit", "pjit") else None
 
 
 def _without_calls(jaxpr, consts, arguments):
@@ -78,8 +63,8 @@ def _without_calls(jaxpr, consts, arguments):
   values = dict(zip(jaxpr.constvars + jaxpr.invars, [*consts, *arguments], strict=True))
   read = lambda atoms: [atom.val if isinstance(atom, core.Literal) else values[atom] for atom in atoms]
   for equation in jaxpr.eqns:
-    called = _called(equation)
-    if called is not None:
+    if equation.primitive.name in ("jit", "pjit"):
+      called = equation.params["jaxpr"]
       results = _without_calls(called.jaxpr, called.consts, read(equation.invars))
     else:
       inputs = list(dict.fromkeys(_variables(equation.invars)))
