@@ -465,7 +465,7 @@ def overview(report: dict[str, Any]) -> str:
       for i in (-2, -1):
         seeds = _seeds((scores["anp"] if "anp" in scores else next(iter(scores.values())))[i]["accuracy"])
         cell = lambda value, seeds=seeds: _percent(value) + (
-            "" if _seeds(value) == seeds else f" (seed {', '.join(_seeds(value))} only)")
+            "" if _seeds(value) == seeds else f" (seed{'s' * (len(_seeds(value)) > 1)} {', '.join(_seeds(value))} only)")
         accuracy = [cell(scores[score][i]["accuracy"]) if score in scores else "" for score in ("none", *shown)]
         ours = scores.get("anp", ({},) * len(report["levels"]))[i]
         parts = [ours.get(f"minus_{other}") for other in ("base", "none", "snip", "magnitude")]
