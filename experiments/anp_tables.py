@@ -465,7 +465,7 @@ def overview(report: dict[str, Any]) -> str:
       for i in (-2, -1):
         seeds = _seeds((scores["anp"] if "anp" in scores else next(iter(scores.values())))[i]["accuracy"])
         cell = lambda value, seeds=seeds: _percent(value) + (
-            "" if _seeds(value) == seeds else f" (seed{'s' * (len(_seeds(value)) > 1)} {', '.join(_seeds(value))} only)")
+            "" if _seeds(value) == seeds else f" ({_which_seeds(_seeds(value))} only)")
         accuracy = [cell(scores[score][i]["accuracy"]) if score in scores else "" for score in ("none", *shown)]
         ours = scores.get("anp", ({},) * len(report["levels"]))[i]
         parts = [ours.get(f"minus_{other}") for other in ("base", "none", "snip", "magnitude")]
@@ -511,7 +511,7 @@ def markdown(report: dict[str, Any]) -> str:
   lines = []
   for case in report["cases"].values():
     lines += [f"**{case['title']}, CIFAR-FS (300 per class)**: {case['steps']:,} steps of meta-training; before pruning "
-              f"{_percent(case['base'])} %. Seed(s) {', '.join(_seeds(case['base']))}, {_episodes(case['base'])} test episodes; ± is "
+              f"{_percent(case['base'])} %. {_which_seeds(_seeds(case['base'])).capitalize()}, {_episodes(case['base'])} test episodes; ± is "
               "half the 95 % interval over the episodes of all seeds; a difference's “seeds ±” that over the means of the seeds "
               "(Student's t).", ""]
     for level_steps, scores in case["courses"].items():
@@ -538,7 +538,7 @@ def markdown(report: dict[str, Any]) -> str:
              for score, values in case["agreement"].items()}
     lines += ["The scores of the networks before pruning; accuracy (%) is on validation episodes after pruning at once, without any "
               "training, and in brackets how much better ANP's is, in points"
-              + (f"; time and MB of seed(s) {', '.join(timed['anp'])}:" if timed["anp"] else ":"), "",
+              + (f"; time and MB of {_which_seeds(timed['anp'])}:" if timed["anp"] else ":"), "",
               "| score | seeds | rank correlation with ANP | kept in common at 85 % | time (ANP: 1) | MB | "
               + " | ".join(f"{100 * sparsity:.0f} % at once" for sparsity in AT_ONCE) + " |",
               "|---|---|---|---|---|---|" + "---|" * len(AT_ONCE)]
@@ -587,6 +587,10 @@ def _what_is_left(scores, i):
   return f" (left: {'; '.join(parts)})" if parts else ""
 
 
+def _which_seeds(seeds):
+  return f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
+
+
 def _seeds(value):
   return list(value["by_seed"])
 
@@ -620,7 +624,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
       axis.errorbar([0, *(100 * level for level in report["levels"])], [100 * point["mean"] for point in points],
                     yerr=[100 * point["ci95"] for point in points], fmt="--" if unpruned else "o-",
                     color="k" if unpruned else f"C{list(SCORES).index(score) - 1}", markersize=4, capsize=2,
-                    label=f"{NAMES[score]}{', same steps' if unpruned else ''} (seed {', '.join(sorted(seeds, key=int))})")
+                    label=f"{NAMES[score]}{', same steps' if unpruned else ''} ({_which_seeds(sorted(seeds, key=int))})")
     axis.set(xlabel="sparsity (%)", ylabel="accuracy (%)", title=f"{case['title']}\n{level_steps} steps per level")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)  # below: in many a panel curves are everywhere

@@ -103,7 +103,7 @@ def test_costs_are_of_the_seeds_that_were_timed(tmp_path):
   def row():
     text = anp_tables.markdown(anp_tables.make_report(records))
     found = [line.split("|")[2:7] for line in text.splitlines() if line.startswith("| magnitude | 1, 2 | 0.5")]
-    return [*found, "time and MB of seed(s) 1, 2:" in text, "time and MB of seed(s) 1:" in text]
+    return [*found, "time and MB of seeds 1, 2:" in text, "time and MB of seed 1:" in text]
 
   assert row() == [[" 1, 2 ", " 0.50 ", " 70 % ", " 1.50 ", " 2 "], True, False]
   for seed, cost in ((2, [" 1.00 ", " 2 "]), (1, ["  ", "  "])):
@@ -143,7 +143,7 @@ def test_curves_of_one_panel_are_of_the_same_seeds(tmp_path, monkeypatch):
   axis, = plt.gcf().axes
   for (score, seeds), container in zip((("none", (2, 3)), ("anp", (2, 3)), ("snip", (2, 3)), ("random", (2,))), axis.containers,
                                        strict=True):
-    assert container.get_label().endswith(f"(seed {', '.join(map(str, seeds))})")
+    assert container.get_label().endswith(f"(seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})")
     mean = lambda of, seeds=seeds: 100 * np.mean(np.concatenate([of(*records[seed]) for seed in seeds]))
     expected = [mean(lambda base, courses: base), *[mean(lambda base, courses, score=score: courses[score])] * 4]
     np.testing.assert_allclose(np.asarray(container.lines[0].get_ydata(), float), expected)
