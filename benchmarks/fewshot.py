@@ -9,7 +9,7 @@ import optax
 
 import metagater_jax as mg
 from benchmarks.measure import compiled, medians, row
-from experiments.programs import compiler_options
+from experiments.runs.programs import compiler_options
 
 __all__ = ["meta_steps", "scores"]
 
@@ -19,12 +19,12 @@ INNER_STEPS, INNER_LR, OUTER_LR = 5, 0.01, 1e-3
 
 # Name to (network, image shape, ways, shots).
 CASES = {
-    "conv4-1": ("Conv-4, CIFAR-FS, 5-way 1-shot", mg.FewShotConvNet(5), (32, 32, 3), 5, 1),
-    "conv4-5": ("Conv-4, CIFAR-FS, 5-way 5-shot", mg.FewShotConvNet(5), (32, 32, 3), 5, 5),
-    "omniglot-20": ("Conv-4 (64), Omniglot, 20-way 1-shot", mg.FewShotConvNet(20, widths=(64,) * 4), (28, 28, 1), 20, 1),
-    "resnet12-narrow-1": ("ResNet-12 (16-32-64-128), CIFAR-FS, 5-way 1-shot", mg.ResNet12(5, widths=(16, 32, 64, 128)),
+    "conv4-1": ("Conv-4, CIFAR-FS, 5-way 1-shot", mg.nn.FewShotConvNet(5), (32, 32, 3), 5, 1),
+    "conv4-5": ("Conv-4, CIFAR-FS, 5-way 5-shot", mg.nn.FewShotConvNet(5), (32, 32, 3), 5, 5),
+    "omniglot-20": ("Conv-4 (64), Omniglot, 20-way 1-shot", mg.nn.FewShotConvNet(20, widths=(64,) * 4), (28, 28, 1), 20, 1),
+    "resnet12-narrow-1": ("ResNet-12 (16-32-64-128), CIFAR-FS, 5-way 1-shot", mg.nn.ResNet12(5, widths=(16, 32, 64, 128)),
                           (32, 32, 3), 5, 1),
-    "resnet12-1": ("ResNet-12, CIFAR-FS, 5-way 1-shot", mg.ResNet12(5), (32, 32, 3), 5, 1),
+    "resnet12-1": ("ResNet-12, CIFAR-FS, 5-way 1-shot", mg.nn.ResNet12(5), (32, 32, 3), 5, 1),
 }
 
 
@@ -32,7 +32,7 @@ def _case(name, learner=mg.maml):
   label, backbone, shape, ways, shots = CASES[name]
   network = mg.GatedNetwork(backbone)
   images = np.random.default_rng(0).integers(0, 256, (64 * 40, *shape), np.uint8)
-  pool = mg.make_class_pool(images, np.repeat(np.arange(64), 40))
+  pool = mg.fewshot.make_class_pool(images, np.repeat(np.arange(64), 40))
   queries = 5 if ways == 20 else 15
   learner = learner(mg.classification_loss(network), inner_lr=INNER_LR, inner_steps=INNER_STEPS)
   return label, network, network.init(jax.random.key(0), shape), pool, learner, {"ways": ways, "shots": shots, "queries": queries}
@@ -46,15 +46,15 @@ def _program(name, task_axis="auto", mesh=None, learner=mg.maml):
     arguments = jax.device_put(arguments, jax.NamedSharding(mesh, jax.P()))
 
   def steps(key_data, params, pool):
-    state = mg.meta_init(learner, optimizer, params, jax.random.wrap_key_data(key_data))
-    state, metrics = mg.run_meta_steps(learner, optimizer, lambda key, pool: mg.sample_episode(key, pool, **numbers), state, pool,
+    state = mg.fewshot.meta_init(learner, optimizer, params, jax.random.wrap_key_data(key_data))
+    state, metrics = mg.fewshot.run_meta_steps(learner, optimizer, lambda key, pool: mg.fewshot.sample_episode(key, pool, **numbers), state, pool,
                                        steps=STEPS, episodes=EPISODES, task_axis=task_axis, mesh=mesh)
     return state.params, metrics
   return compiled(steps, *arguments, compiler_options=compiler_options(convolutions=True))
 
 
 def _mesh():
-  return mg.task_mesh() if len(jax.devices()) > 1 else None
+  return mg.core.task_mesh() if len(jax.devices()) > 1 else None
 
 
 def meta_steps(repeats: int, quick: bool) -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ def meta_steps(repeats: int, quick: bool) -> list[dict[str, Any]]:
     names.append("resnet12-1")
   for name in names:
     label = CASES[name][0]
-    ours, anil = _program(name, mesh=_mesh()), _program(name, mesh=_mesh(), learner=mg.anil)
+    ours, anil = _program(name, mesh=_mesh()), _program(name, mesh=_mesh(), learner=mg.fewshot.anil)
     functions = {"ours": ours.run, "anil": anil.run}
     try:
       if not name.startswith("resnet"):
@@ -89,12 +89,12 @@ def scores(repeats: int, quick: bool) -> list[dict[str, Any]]:
   rows = []
   for name in ("conv4-1",) if quick else ("conv4-1", "resnet12-narrow-1"):
     label, _, params, pool, learner, numbers = _case(name)
-    episodes = mg.sample_episodes(jax.random.key(2), pool, 16, **numbers)
+    episodes = mg.fewshot.sample_episodes(jax.random.key(2), pool, 16, **numbers)
     programs = {}
-    for derivative in mg.DERIVATIVES:
+    for derivative in mg.optim.DERIVATIVES:
       for by_layer in (False, True) if name.startswith("conv4") else (False,):
         def score(params, episodes, derivative=derivative, by_layer=by_layer):
-          return mg.anp_score(params, learner.meta_loss, episodes, derivative, by_layer=by_layer)
+          return mg.pruning.anp(params, learner.meta_loss, episodes, derivative, by_layer=by_layer)
         programs[derivative, by_layer] = compiled(score, params, episodes, compiler_options=compiler_options(convolutions=True))
     seconds = medians(repeats, {key: p.run for key, p in programs.items()})
     rows += [row(f"ANP score, {label}, {derivative}, {'by layer' if by_layer else 'all layers together'}",
@@ -113,7 +113,7 @@ def torch_steps(name: str) -> Callable[[], Any]:
   import torch
   from torch.nn import functional
   _, _, params, pool, _, numbers = _case(name)
-  episodes = [jax.tree.map(np.asarray, mg.sample_episode(jax.random.key(i), pool, **numbers)) for i in range(EPISODES)]
+  episodes = [jax.tree.map(np.asarray, mg.fewshot.sample_episode(jax.random.key(i), pool, **numbers)) for i in range(EPISODES)]
   tensor = lambda x: torch.tensor(np.asarray(x))
   batches = [[(tensor(part.images).permute(0, 3, 1, 2).contiguous(), tensor(part.labels).long()) for part in episode]
              for episode in episodes]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import metagater_jax as mg
-from experiments.programs import compiler_options
+from experiments.runs.programs import compiler_options
 
 __all__ = ["CASES", "ROUNDS", "Case", "Program", "as_experiments_do", "compiled", "cores",
            "flop_per_round", "machine", "matrix_rate", "medians", "network_of",
@@ -40,7 +40,7 @@ CASES = {
     "cifar10_gated": Case("CIFAR-10 round, gated", (32, 32, 3), 10, "conv4", ("conv3",), 20),
     "cifar100": Case("CIFAR-100 round, seven layers", (32, 32, 3), 100, "conv7", ("conv5", "conv6"), 20),
 }
-MODELS = {"mlp": mg.MLP, "conv4": mg.ConvNet4, "conv7": mg.ConvNet7}
+MODELS = {"mlp": mg.MLP, "conv4": mg.ConvNet4, "conv7": mg.nn.ConvNet7}
 
 
 class Program(NamedTuple):
@@ -112,12 +112,12 @@ def peak_bytes(ready) -> int:
   return memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
 
 
-def population(tasks: int, samples: int, shape: tuple[int, ...], classes: int) -> mg.Population:
+def population(tasks: int, samples: int, shape: tuple[int, ...], classes: int) -> mg.data.Population:
   """Tasks of random images, all of one size."""
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (tasks * samples, *shape), np.uint8)
   parts = tuple(np.split(np.arange(tasks * samples), tasks))
-  return mg.make_population(images, rng.integers(0, classes, len(images)), mg.Partition(parts, parts))
+  return mg.make_population(images, rng.integers(0, classes, len(images)), mg.data.Partition(parts, parts))
 
 
 def network_of(case: Case, widths: tuple[int, ...] = (), compute_dtype: str = "float32") -> mg.GatedNetwork:
@@ -129,10 +129,10 @@ def network_of(case: Case, widths: tuple[int, ...] = (), compute_dtype: str = "f
 def as_experiments_do(case: Case):
   """(mesh, microbatch) with which `experiments.run` computes the case by default: convolutions over all cores of a CPU."""
   on_cores = jax.default_backend() == "cpu" and case.model != "mlp" and len(jax.devices()) > 1
-  return (mg.task_mesh(), 2) if on_cores else (None, 0)
+  return (mg.core.task_mesh(), 2) if on_cores else (None, 0)
 
 
-def program(case: Case, tasks: mg.Population, *, steps: int = 1, cohort: int | None = None, task_axis: str | int | None = None,
+def program(case: Case, tasks: mg.data.Population, *, steps: int = 1, cohort: int | None = None, task_axis: str | int | None = None,
             widths: tuple[int, ...] = (), mesh=None, microbatch: int = 0, compute_dtype: str = "float32", make=None,
             rounds: int = ROUNDS, default: bool = False, options: dict[str, bool] | None = None) -> Program:
   """`rounds` rounds of MetaGater (or `make(loss)`) on a case, compiled; `default`: as `experiments.run` computes them.
@@ -144,7 +144,7 @@ def program(case: Case, tasks: mg.Population, *, steps: int = 1, cohort: int | N
   network = network_of(case, widths, compute_dtype)
   loss = mg.classification_loss(network)
   if microbatch:
-    loss = mg.microbatched(loss, microbatch)
+    loss = mg.data.microbatched(loss, microbatch)
   if make is None:
     penalty = mg.on_part(mg.group_lasso(mg.gate_groups), "gate") if case.gated else None
     algorithm = mg.metagater(loss, local_lr=0.05, local_steps=steps, penalty=penalty, penalty_weight=0.001)
@@ -166,7 +166,7 @@ def flop_per_round(case: Case, steps: int = 1, cohort: int | None = None, widths
   """Floating-point operations of a round's products: forward, and two products backward; none for the images' gradient."""
   network = network_of(case, widths)
   layers = network.layers(case.shape)
-  macs, _ = mg.dense_cost(layers)
+  macs, _ = mg.nn.dense_cost(layers)
   return (cohort or case.cohort) * 20 * steps * 2 * (3 * macs - layers[0].macs)
 
 

@@ -58,7 +58,7 @@ def task_axes(repeats: int, quick: bool) -> list[dict[str, Any]]:
     hows = ["merged", "vmap", "map"] + ([] if quick or name == "mnist" else [2, 5])
     programs = {how: program(case, tasks, task_axis=how) for how in hows}
     if len(jax.devices()) > 1:
-      programs["map over a mesh"] = program(case, tasks, task_axis="map", mesh=mg.task_mesh())
+      programs["map over a mesh"] = program(case, tasks, task_axis="map", mesh=mg.core.task_mesh())
     seconds = medians(repeats, {how: p.run for how, p in programs.items()})
     rows += [row(f"{case.name}, K = 1, task_axis {how}", 1000 * seconds[how] / ROUNDS, "ms", key=f"axis-{name}-{how}",
                  compile_seconds=p.compile_seconds, peak_mb=p.peak_bytes / 2**20) for how, p in programs.items()]
@@ -72,7 +72,7 @@ def on_cores(repeats: int, quick: bool) -> list[dict[str, Any]]:
   rows = []
   for name in ("cifar10",) if quick else ("cifar10", "cifar10_gated", "cifar100"):
     case, tasks = CASES[name], _tasks(CASES[name])
-    settings = [(mesh, part) for mesh in (None, mg.task_mesh()) for part in (0, 2, 5)]
+    settings = [(mesh, part) for mesh in (None, mg.core.task_mesh()) for part in (0, 2, 5)]
     programs = {(mesh is not None, part): program(case, tasks, task_axis="map", mesh=mesh, microbatch=part, rounds=2)
                 for mesh, part in settings}
     seconds = medians(repeats, {key: p.run for key, p in programs.items()})
@@ -83,7 +83,7 @@ def on_cores(repeats: int, quick: bool) -> list[dict[str, Any]]:
 
 
 def compilers(repeats: int, quick: bool) -> list[dict[str, Any]]:
-  """Rounds compiled with XLA's own options and with those of `experiments.programs`."""
+  """Rounds compiled with XLA's own options and with those of `experiments.runs.programs`."""
   rows = []
   for name in ("cifar10",) if quick or jax.default_backend() != "cpu" else ("mnist", "cifar10", "cifar10_gated", "cifar100"):
     case, tasks = CASES[name], _tasks(CASES[name])

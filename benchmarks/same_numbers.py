@@ -40,8 +40,8 @@ _SMALL_FEWSHOT = ("--config.ways=3 --config.queries=4 --config.train_queries=4 -
                   "--config.steps_per_dispatch=6 --config.episodes=2 --config.prune.episodes=4 --config.mesh=none")
 
 
-def _commands(data: str) -> Iterator[tuple[str, list[list[str]]]]:
-  """Name of a run to its commands, in which WORKDIR stands for its folder; several commands start together."""
+def _commands(data: str, new: bool) -> Iterator[tuple[str, list[list[str]]]]:
+  """Name of a run to its commands, in which WORKDIR stands for its folder; several commands start together. `new`: of the tree as it is now."""
   run = lambda config, text, workdir="WORKDIR": [
       "-m", "experiments.run", f"--config=configs/{config}.py", f"--workdir={workdir}", f"--config.data_dir={data}", *text.split()]
   for algorithm in ("metagater", "fedavg", "fedprox", "per_fedavg", "pfedme", "reptile"):
@@ -49,14 +49,15 @@ def _commands(data: str) -> Iterator[tuple[str, list[list[str]]]]:
     yield f"digits {algorithm}", [run("digits", f"{short} --config.gated=True")]
     yield f"digits {algorithm}, K = 2, not gated", [run("digits", f"{short} --config.gated=False --config.local_steps=2")]
     yield f"mnist {algorithm}", [run("mnist", short)]
-  for algorithm, gated in (("metagater", True), ("metagater", False), ("fedavg", False), ("per_fedavg", False), ("pfedme", False)):
-    yield f"cifar10_small {algorithm}{' gated' * gated}", [run("cifar10_small", (
-        f"--config.algorithm={algorithm} --config.gated={gated} --config.rounds=2 --config.eval_every=2 --config.cohort=4 --config.tasks=24 "
+  for algorithm, gated, rates in (("metagater", True, ""), ("metagater", False, ""), ("fedavg", False, ""), ("per_fedavg", False, ""),
+                                  ("pfedme", False, "--config.local_lr=0.01 --config.personal_lr=0.02")):
+    yield f"cifar10_small {algorithm}{' gated' * gated}{', own rates' * bool(rates)}", [run("cifar10_small", (
+        f"{rates} --config.algorithm={algorithm} --config.gated={gated} --config.rounds=2 --config.eval_every=2 --config.cohort=4 --config.tasks=24 "
         "--config.target_tasks=4 --config.validation_tasks=2 --config.widths=(8,8,8,8,8,8)"))]
   yield "cifar10 metagater gated", [run("cifar10", "--config.rounds=2 --config.eval_every=2 --config.cohort=4 --config.tasks=24 "
                                         "--config.target_tasks=4 --config.validation_tasks=2")]
   for gradient in ("exact", "hessian_free"):
-    yield f"digits per_fedavg {gradient}", [run("digits", f"--config.algorithm=per_fedavg --config.meta_gradient={gradient} --config.rounds=6")]
+    yield f"digits per_fedavg {gradient}", [run("digits", f"--config.algorithm=per_fedavg --config.DERIVATIVE={gradient} --config.rounds=6")]
   short = "--config.rounds=6 --config.eval_every=3"
   yield "digits streamed", [run("digits", f"{short} --config.memory_mb=8")]
   yield "digits meshed", [run("digits", f"{short} --config.mesh=auto")]
@@ -79,19 +80,19 @@ def _commands(data: str) -> Iterator[tuple[str, list[list[str]]]]:
   yield "fewshot maml learned rates", fewshot("--config.learn_rates=True")
   yield "fewshot resnet12", fewshot("--config.model=resnet12 --config.learner=anil --config.prune.score=anp --config.prune.sparsity=0.6 "
                                     "--config.prune.every=1 --config.prune.granularity=channel")
-  yield "tables", [["-m", "experiments.tables", "--tables=1,2", "--seeds=2", "--rounds=2", "--protocols=mnist,cifar10", "--workdir=WORKDIR",
+  yield "tables", [["-m", "experiments.tables", "--tables=1,2", f"--seeds={'1-' if new else ''}2", "--rounds=2", "--protocols=mnist,cifar10", "--workdir=WORKDIR",
                     f"--data_dir={data}"]]
-  yield "tune", [["-m", "experiments.tune", "--protocols=mnist,digits", "--methods=fedavg,metagater_ungated,metagater", "--trials=2", "--rates=3",
-                  "--rounds=3", "--out=WORKDIR", f"--data_dir={data}"]]
+  for protocol, methods in (("mnist", "fedavg,per_fedavg"), ("digits", "metagater_ungated,metagater")):
+    yield f"tune {protocol}", [["-m", "experiments.tune", f"--protocols={protocol}", f"--methods={methods}", "--trials=2", "--rates=3",
+                                "--rounds=3", "--out=WORKDIR", f"--data_dir={data}", *(["--workdir=WORKDIR/trials"] if new else [])]]
   yield "anp", [["-c", _ANP]]
   yield "pruned rounds", [["-c", _PRUNED_ROUNDS]]
   yield "sparsity curve", [["-c", _CURVE]]
 
 
 # Programs for studies whose command line has no small form; each begins with the imports of the tree that it runs in.
-_NEW = ("from experiments.config import federated as config\nfrom experiments.runs import federated as training\n"
-        "from experiments.studies import anp, pruned_rounds, sparsity_curve\n")
-_OLD = ("from experiments import anp_tables as anp, pruned_rounds, sparsity_curve, training\n")
+_NEW = "from experiments import run as training\nfrom experiments.studies import anp, pruned_rounds, sparsity_curve\n"
+_OLD = "from experiments import anp_tables as anp, pruned_rounds, sparsity_curve, training\n"
 _ANP = """
 from fewshot_problem import small, small_splits
 fields = {k: v for k, v in small().items() if k not in ("steps", "eval_every", "shots", "model", "prune", "data_dir", "seed", "name")}
@@ -150,12 +151,16 @@ def _run(name, commands, tree):
   start = time.perf_counter()
   with tempfile.TemporaryDirectory() as folder:
     environment = os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{tree / 'tests'}"}
-    imports = _NEW if (tree / "experiments" / "studies").is_dir() else _OLD
+    new = (tree / "experiments" / "studies").is_dir()
+    imports, names = (_NEW, {}) if new else (_OLD, {"DERIVATIVE": "meta_gradient", "fewshot_conv4": "conv4"})
+    names = {"WORKDIR": folder, "DERIVATIVE": "derivative"} | names
     processes = []
     for command in commands:
       command = [imports + part if "\n" in part else part for part in command]
-      processes.append(subprocess.Popen([sys.executable, *(part.replace("WORKDIR", folder) for part in command)], cwd=tree, env=environment,
-                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+      for old, value in names.items():
+        command = [part.replace(old, value) for part in command]
+      processes.append(subprocess.Popen([sys.executable, *command], cwd=tree, env=environment, stdout=subprocess.PIPE,
+                                        stderr=subprocess.STDOUT, text=True))
     said = [process.communicate()[0] for process in processes]
     failed = [text[-2000:] for process, text in zip(processes, said) if process.returncode]
     numbers = {"failed": failed[0]} if failed else read_numbers(Path(folder))
@@ -197,7 +202,7 @@ def main() -> None:
   options = parser.parse_args()
   numbers = json.loads(options.out.read_text()) if options.out.is_file() else {}
   data = str(Path(options.data_dir).resolve())
-  todo = [(name, commands) for name, commands in _commands(data) if options.only in name and name not in numbers]
+  todo = [(name, commands) for name, commands in _commands(data, (options.tree / "experiments" / "studies").is_dir()) if options.only in name and name not in numbers]
   with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
     futures = {pool.submit(_run, name, commands, options.tree.resolve()): name for name, commands in todo}
     for future in concurrent.futures.as_completed(futures):

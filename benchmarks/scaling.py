@@ -17,7 +17,7 @@ import numpy as np
 
 import metagater_jax as mg
 from benchmarks.measure import CASES, medians, network_of, population, program, row
-from metagater_jax.data.stream import TaskStore
+from metagater_jax.federated.host_tasks import TaskStore
 
 __all__ = ["cohorts", "larger_than_memory", "populations", "steps_and_widths"]
 
@@ -44,7 +44,7 @@ def _tasks_of(path, tasks):
   """The first tasks of such a file: images, labels, and which task holds what."""
   rows = np.arange(tasks * _SAMPLES, dtype=np.int32).reshape(tasks, _SAMPLES)
   images = np.load(path, mmap_mode="r")
-  return images, np.arange(len(images), dtype=np.int32) % 10, mg.Partition(tuple(rows[:, :375]), tuple(rows[:, 375:]))
+  return images, np.arange(len(images), dtype=np.int32) % 10, mg.data.Partition(tuple(rows[:, :375]), tuple(rows[:, 375:]))
 
 
 def _streamed(images, labels, partition, rounds, blocks):
@@ -56,8 +56,8 @@ def _streamed(images, labels, partition, rounds, blocks):
   server = mg.federated_init(algorithm, network.init(jax.random.key(0), case.shape), jax.random.key(1)).server
 
   def step(server, plan, key_data, minibatches):
-    return mg.follow_plan(algorithm, server, plan._replace(keys=jax.random.wrap_key_data(key_data)), minibatches,
-                          mg.Pool(None, None, jnp.array([0.5, 0.5])))
+    return mg.federated.follow_plan(algorithm, server, plan._replace(keys=jax.random.wrap_key_data(key_data)), minibatches,
+                          mg.data.Pool(None, None, jnp.array([0.5, 0.5])))
   stream = store.rounds(jax.random.key(1), np.arange(tasks), start=0, blocks=[rounds] * (blocks + 1), cohort=case.cohort,
                         batch_size=20)
   planned = next(stream)

@@ -1,6 +1,6 @@
 """Omniglot: characters and their turns by 90° as classes, Conv-4 with 64 filters, MAML."""
 
-from experiments.fewshot_config import base_config
+from experiments.config.fewshot import base_config
 
 
 def get_config():

@@ -1,6 +1,7 @@
-"""What the commands that take a config file share: flags, errors that name what is near, and a workdir of their own."""
+"""What the commands share: flags of config files, errors that name what is near, and a workdir of their own."""
 
 import difflib
+import logging as python_logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -9,13 +10,11 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments import reporting
-from experiments.config import ConfigError, closest
-from experiments.reporting import DivergedError
+from experiments.config.fields import CONFIGS, ConfigError
+from experiments.runs.records import DivergedError, fail
+from metagater_jax.core.checks import unknown
 
-__all__ = ["launch"]
-
-_ROOT = Path(__file__).resolve().parent.parent
+__all__ = ["launch", "numbers", "study_command", "words"]
 
 
 def launch(program: str, default: str, base: ConfigDict, body: Callable[[ConfigDict, Path], None]) -> None:
@@ -38,7 +37,7 @@ def launch(program: str, default: str, base: ConfigDict, body: Callable[[ConfigD
       _check_kind(program, config.value, base)
       body(config.value, Path(workdir.value or _new_workdir(config.value.name)))
     except (ConfigError, DivergedError) as error:
-      reporting.fail(program, error)
+      fail(program, error)
 
   app.run(main, flags_parser=partial(_parse, program, default, _fields(base)))
 
@@ -67,33 +66,33 @@ def _new_workdir(name):
 
 def _parse(program, default, fields, arguments):
   """absl's flag parsing with errors that name what is near."""
-  fail = partial(reporting.fail, program)
+  stop = partial(fail, program)
   given = []
   for argument, following in zip(arguments[1:], [*arguments[2:], ""]):
     option, equals, value = argument.lstrip("-").partition("=")
     if option == "config":
       given.append(value if equals else following)
   if not given:
-    arguments = [arguments[0], f"--config={_ROOT / 'configs' / default}.py", *arguments[1:]]
+    arguments = [arguments[0], f"--config={CONFIGS / default}.py", *arguments[1:]]
   for path in filter(None, given):
-    _check_config_file(path, fail)
+    _check_config_file(path, stop)
   try:
     rest = flags.FLAGS(arguments)
   except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-    fail(_explain(error, arguments, fields))
+    stop(_explain(error, arguments, fields))
   if len(rest) > 1:
-    fail(f"unexpected argument '{rest[1]}'; options are written --name=value.")
+    stop(f"unexpected argument '{rest[1]}'; options are written --name=value.")
   return rest
 
 
-def _check_config_file(path, fail):
+def _check_config_file(path, stop):
   file = Path(path.partition(":")[0])
   if file.is_file():
     return
-  known = sorted(p.stem for p in (_ROOT / "configs").glob("*.py") if not p.stem.startswith("_"))
+  known = sorted(p.stem for p in CONFIGS.glob("*.py") if not p.stem.startswith("_"))
   nearest = difflib.get_close_matches(file.stem, known, n=1, cutoff=0.4)
   hint = f" Did you mean configs/{nearest[0]}.py?" if nearest else ""
-  fail(f"there is no config file '{path}'.{hint} Known: {', '.join(f'configs/{name}.py' for name in known)}.")
+  stop(f"there is no config file '{path}'.{hint} Known: {', '.join(f'configs/{name}.py' for name in known)}.")
 
 
 def _explain(error, arguments, fields):
@@ -101,5 +100,24 @@ def _explain(error, arguments, fields):
   for argument in arguments[1:]:
     prefix, _, field = argument.lstrip("-").partition("=")[0].partition(".")
     if prefix == "config" and field and field not in fields:
-      return closest("field", field, fields).replace("Known:", "Fields:")
+      return unknown("field", field, fields).replace("Known:", "Fields:")
   return error
+
+
+def study_command(program: str, body: Callable[[], None]) -> None:
+  """Runs the body of a study's command. A ConfigError or DivergedError ends it with one line on standard error and exit status 2."""
+  python_logging.getLogger().setLevel(python_logging.WARNING)  # as in `launch`
+  try:
+    body()
+  except (ConfigError, DivergedError) as error:
+    fail(program, error)
+
+
+def words(text: str) -> list[str]:
+  """Names separated by commas, for argparse."""
+  return text.split(",")
+
+
+def numbers(text: str) -> list[int]:
+  """Whole numbers separated by commas, for argparse."""
+  return [int(value) for value in text.split(",")]

@@ -47,7 +47,7 @@ def linear_problem():
   sizes = [3, 7, 4, 9, 5]
   x, y = rng.normal(size=(sum(sizes), 3)).astype(np.float32), rng.integers(0, 5, sum(sizes))
   parts = np.split(rng.permutation(sum(sizes)), np.cumsum(sizes)[:-1])
-  population = mg.make_population(x, y, mg.Partition(tuple(parts), tuple(parts)))
+  population = mg.make_population(x, y, mg.data.Partition(tuple(parts), tuple(parts)))
   tasks = [(x[p].astype(np.float64), y[p].astype(np.float64)) for p in parts]
   return population, tasks
 

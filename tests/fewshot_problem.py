@@ -12,7 +12,7 @@ def small_splits():
   labels = np.repeat(np.arange(18), 10)
   images = (rng.normal(size=(18, 16, 16, 1))[labels] + 0.4 * rng.normal(size=(180, 16, 16, 1))).astype(np.float32)
   own = {"train": range(8), "validation": range(8, 13), "test": range(13, 18)}
-  return {split: mg.make_class_pool(images, labels, list(classes)) for split, classes in own.items()}
+  return {split: mg.fewshot.make_class_pool(images, labels, list(classes)) for split, classes in own.items()}
 
 
 def small(**fields):

@@ -28,13 +28,13 @@ def test_building_blocks(capsys):
 
 def test_pruning():
   population = mg.make_population(np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32), np.arange(20) % 3,
-                                  mg.Partition((np.arange(15),), (np.arange(15, 20),)))
+                                  mg.data.Partition((np.arange(15),), (np.arange(15, 20),)))
   network = mg.GatedNetwork(mg.MLP(classes=3, widths=(8,)))
   task = population.train(0)
   names = {"mg": mg, "params": network.init(jax.random.key(0), (4,)), "loss": mg.classification_loss(network), "task": task,
            "batch": task.rows(jnp.arange(15))}
   exec(block("score = "), names)
-  assert abs(float(mg.mask_sparsity(names["mask"])) - 0.5) < 0.02
+  assert abs(float(mg.pruning.mask_sparsity(names["mask"])) - 0.5) < 0.02
   assert float((names["pruned"]["backbone"]["hidden1"]["kernel"] == 0).sum()) == round(0.9 * 32)
 
 
@@ -43,7 +43,7 @@ def test_few_shot():
   names = {"mg": mg, "jax": jax, "optax": optax, "partial": partial, "images": rng.normal(size=(60, 8, 8, 1)).astype(np.float32),
            "labels": np.arange(60) % 5}
   exec(block("pool = "), names)
-  assert abs(float(mg.mask_sparsity(names["mask"])) - 0.85) < 0.01
+  assert abs(float(mg.pruning.mask_sparsity(names["mask"])) - 0.85) < 0.01
   for weights in (names["state"].params, names["task"]):
     jax.tree.map(lambda w, c: np.testing.assert_array_equal(np.asarray(w)[np.asarray(c) == 0], 0), weights, names["mask"])
 

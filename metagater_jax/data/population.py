@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metagater_jax.core.random import sample_positions
 from metagater_jax.data.partition import Partition
 
-__all__ = ["Batch", "Minibatches", "Pool", "Population", "TaskData", "make_population", "make_populations", "make_task", "sample_batch",
-           "sample_positions", "to_float"]
+__all__ = ["Batch", "Episode", "Minibatches", "Pool", "Population", "TaskData", "make_population", "make_populations", "make_task", "sample_batch",
+           "to_float"]
 
 
 class Batch(NamedTuple):
@@ -23,6 +24,16 @@ class Batch(NamedTuple):
   images: jax.Array
   labels: jax.Array
   weight: jax.Array
+
+
+class Episode(NamedTuple):
+  """One few-shot task: `support` (ways · shots rows) to adapt on, `query` (ways · queries rows) to be measured on.
+
+  Labels are 0 … ways − 1; rows are sorted by label. Any leading axes (episodes) may precede.
+  """
+
+  support: Batch
+  query: Batch
 
 
 class Pool(NamedTuple):
@@ -34,7 +45,7 @@ class Pool(NamedTuple):
 
 
 class Minibatches(NamedTuple):
-  """What a node draws in a round: rows of a pool, or the samples themselves. Any leading axes (rounds, nodes) may precede.
+  """What a client draws in a round: rows of a pool, or the samples themselves. Any leading axes (rounds, clients) may precede.
 
   Attributes:
     rows: (draws, batch) of a pool; None where the samples are here.
@@ -48,16 +59,16 @@ class Minibatches(NamedTuple):
   weight: jax.Array
 
   def batch(self, i: jax.Array | int, pool: Pool) -> Batch:
-    """The node's i-th minibatch."""
+    """The client's i-th minibatch."""
     if self.rows is None:
       return Batch(to_float(self.images[i], pool.scale), self.labels[i], self.weight[i])
     return Batch(to_float(pool.images[self.rows[i]], pool.scale), pool.labels[self.rows[i]], self.weight[i])
 
   def merged(self, share: jax.Array, pool: Pool) -> Batch:
-    """The first minibatches of several nodes (nodes, …) as one, whose weighted mean is that of the nodes' means.
+    """The first minibatches of several clients (clients, …) as one, whose weighted mean is that of the clients' means.
 
     Args:
-      share: (nodes,) weights of the nodes.
+      share: (clients,) their parts in the mean.
       pool: that `rows` are of.
     """
     first = jax.tree.map(lambda x: x[:, 0], self)
@@ -177,28 +188,6 @@ def make_task(images: np.ndarray, labels: np.ndarray, scale: tuple[float, float]
 def sample_batch(key: jax.Array, data: TaskData, size: int) -> Batch:
   """A minibatch without replacement. A task with fewer than `size` samples gives all of them, padded with weight 0."""
   return data.rows(sample_positions(key, data.count, min(size, data.index.shape[0])))
-
-
-def sample_positions(key: jax.Array, count: jax.Array, size: int) -> jax.Array:
-  """`size` different numbers out of 0 … count − 1, uniformly; where count < size, all of them and then count … size − 1.
-
-  The first `size` steps of a Fisher-Yates shuffle of an array that is never made, so that the cost does not depend on how
-  many samples a task has: swap k exchanges the places k and r_k ≥ k, and what a place holds follows from the swaps before.
-  """
-  k = jnp.arange(size)
-  span = jnp.maximum(count - k, 1)
-  partner = k + jnp.minimum((jax.random.uniform(key, (size,)) * span).astype(jnp.int32), span - 1)
-
-  def held(place, step, moved):
-    swap = jnp.max(jnp.where((partner == place) & (k < step), k, -1))  # the last one that put something there
-    return jnp.where(swap >= 0, moved[swap], place)
-
-  def exchange(step, carry):
-    drawn, moved = carry
-    return (drawn.at[step].set(held(partner[step], step, moved)), moved.at[step].set(held(step, step, moved)))
-
-  zeros = jnp.zeros(size, jnp.int32)
-  return jax.lax.fori_loop(0, size, exchange, (zeros, zeros))[0]
 
 
 def _pad(parts, length):

@@ -12,7 +12,7 @@ import metagater_jax as mg
 def own_data():
   rng = np.random.default_rng(0)
   images, labels = rng.integers(0, 256, (50, 4, 4, 1)).astype(np.uint8), rng.integers(0, 3, 50)
-  partition = mg.Partition((np.array([40, 3, 7]), np.array([11])), (np.array([20]), np.array([49, 0])))
+  partition = mg.data.Partition((np.array([40, 3, 7]), np.array([11])), (np.array([20]), np.array([49, 0])))
   return images, labels, partition
 
 
@@ -39,8 +39,8 @@ def test_scale_of_pixels(own_data):
 
 
 def test_minibatches_are_drawn_without_replacement_and_evenly():
-  data = mg.make_task(np.arange(9, dtype=np.float32)[:, None], np.arange(9))._replace(count=jnp.array(7))
-  draw = jax.jit(jax.vmap(lambda k: mg.sample_batch(k, data, 3).labels))
+  data = mg.data.make_task(np.arange(9, dtype=np.float32)[:, None], np.arange(9))._replace(count=jnp.array(7))
+  draw = jax.jit(jax.vmap(lambda k: mg.data.sample_batch(k, data, 3).labels))
   drawn = np.asarray(draw(jax.random.split(jax.random.key(0), 7000)))
   assert all(len(set(row)) == 3 for row in drawn[:500])
   counts = np.bincount(drawn.ravel(), minlength=9)
@@ -49,7 +49,7 @@ def test_minibatches_are_drawn_without_replacement_and_evenly():
 
 
 def test_positions_are_uniform_over_ordered_draws():
-  draws = np.asarray(jax.vmap(lambda k: mg.sample_positions(k, jnp.array(4), 3))(
+  draws = np.asarray(jax.vmap(lambda k: mg.core.sample_positions(k, jnp.array(4), 3))(
       jax.random.split(jax.random.key(0), 24_000)))
   counts = np.bincount(draws @ [16, 4, 1], minlength=64)
   assert (counts > 0).sum() == 24  # 4·3·2 ordered draws without repetition, and no other
@@ -57,14 +57,14 @@ def test_positions_are_uniform_over_ordered_draws():
 
 
 def test_positions_of_a_large_task_beyond_the_unrolled_steps():
-  drawn = np.asarray(mg.sample_positions(jax.random.key(1), jnp.array(100), 100))
+  drawn = np.asarray(mg.core.sample_positions(jax.random.key(1), jnp.array(100), 100))
   assert sorted(drawn) == list(range(100)) and (drawn != np.arange(100)).any()
 
 
 @pytest.mark.parametrize("size", [7, 8, 9, 20])
 def test_a_batch_larger_than_the_task_is_the_whole_task(size):
-  data = mg.make_task(np.arange(9, dtype=np.float32)[:, None], np.arange(9))._replace(count=jnp.array(7))
-  batch = mg.sample_batch(jax.random.key(0), data, size)
+  data = mg.data.make_task(np.arange(9, dtype=np.float32)[:, None], np.arange(9))._replace(count=jnp.array(7))
+  batch = mg.data.sample_batch(jax.random.key(0), data, size)
   assert sorted(np.asarray(batch.labels)[np.asarray(batch.weight) == 1]) == list(range(7))
   assert batch.weight.sum() == 7 and len(batch.weight) == min(size, 9)
 

@@ -1,0 +1,127 @@
+"""The fields of a few-shot experiment, their defaults, and the checks that run before any long work."""
+
+import jax
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+import metagater_jax as mg
+from experiments.config import fields, registry
+from experiments.config.fields import ConfigError, check_known, gate_fields, pruning_fields
+
+__all__ = ["INNER_LOOP", "LEARNERS", "base_config", "check_config", "make_learner", "make_network"]
+
+# Name of the adaptation that is the learner's own.
+INNER_LOOP = "inner_loop"
+
+
+def _maml(make):
+  return lambda c, loss, network, steps: make(loss, network, inner_lr=c.inner_lr, inner_steps=steps, derivative=c.derivative,
+                                              learn_rates=c.learn_rates)
+
+
+def _anil(loss, network, **options):
+  return mg.fewshot.anil(loss, head=mg.nn.head_of(network.backbone, registry.ANY_IMAGE), **options)
+
+
+# Name of a learner to a function of (config, loss, network, inner steps).
+LEARNERS = {
+    "maml": _maml(lambda loss, network, **options: mg.maml(loss, **options)),
+    "anil": _maml(_anil),
+    "reptile": lambda c, loss, network, steps: mg.fewshot.meta_reptile(loss, inner_lr=c.inner_lr, inner_steps=steps),
+}
+
+
+def base_config() -> ConfigDict:
+  """All fields with their defaults. Files in configs/ set what a benchmark needs; a locked ConfigDict takes no others."""
+  config = ConfigDict(type_safe=True)
+  config.name = "cifarfs_maml"
+  # Data
+  config.dataset = "cifarfs"  # or "omniglot"
+  config.data_dir = placeholder(str)  # None: TFDS's own default
+  config.alphabets = ()  # Omniglot: whose characters; empty: all
+  config.seed = 0
+  # Episodes
+  config.ways = 5
+  config.shots = 1
+  config.queries = 15  # per way
+  config.train_queries = placeholder(int)  # per way in meta-training; None: as many
+  config.augment = False  # mirror and move the images of training episodes at random
+  # Network
+  config.model = "fewshot_conv4"  # or "resnet12"
+  config.widths = ()  # of the four blocks; empty: the model's own
+  config.gated_layers = ()  # with gates on these layers
+  gate_fields(config)
+  config.compute_dtype = "float32"  # or "bfloat16": of the backbone's forward and backward pass
+  # Meta-training
+  config.learner = "maml"  # or "anil", "reptile"
+  config.derivative = "exact"  # of MAML and ANIL; or "first_order", of MAML "hessian_free"
+  config.inner_lr = 0.1
+  config.inner_steps = 5
+  config.learn_rates = False  # MAML, ANIL: one inner rate per leaf, learned
+  config.outer_lr = 3e-3  # of Adam; falls to zero along a cosine
+  config.episodes = 4  # per outer step
+  config.steps = 10_000
+  # Adaptation to the episodes of validation and test
+  config.personalizer = "inner_loop"  # the learner's own; or "fine_tune", "two_stage" (gates), "metasnip_weight", "metasnip_channel"
+  config.test_inner_steps = 10  # of the learner's own
+  config.adapt_lr = 0.1  # of the others, and their steps
+  config.adapt_steps = 10
+  config.gate_adapt_lr = 10.0  # of two stages
+  config.target_sparsity = placeholder(float)  # of MetaSNIP
+  config.chunk = 64
+  # Evaluation
+  config.eval_every = 1000
+  config.validation_episodes = 200
+  config.test_episodes = 1000
+  # Pruning while training
+  config.prune = pruning_fields()
+  # How it is computed
+  config.mesh = "auto"  # or "none", or how many devices episodes are spread over
+  config.task_axis = "auto"
+  config.steps_per_dispatch = 100
+  return config
+
+
+def check_config(config: ConfigDict) -> ConfigDict:
+  """A copy with every field resolved, or a ConfigError that names the field, what it may be, and what it is."""
+  config = config.copy_and_resolve_references()
+  if config.train_queries is None:
+    config.train_queries = config.queries
+  datasets = [name for name, row in registry.DATASETS.items() if row.splits]
+  for field, known in (("model", registry.NETWORKS), ("learner", LEARNERS), ("derivative", mg.optim.DERIVATIVES), ("dataset", datasets),
+                       ("compute_dtype", ("float32", "bfloat16"))):
+    check_known(field, config[field], known)
+  fields.check_counts(config, ("ways", "shots", "queries", "train_queries", "inner_steps", "test_inner_steps", "episodes", "steps", "eval_every",
+                               "validation_episodes", "test_episodes", "steps_per_dispatch", "adapt_steps", "chunk", "gate_hidden"))
+  fields.check_positive(config, ("inner_lr", "outer_lr", "adapt_lr", "gate_adapt_lr"))
+  if config.ways < 2:
+    raise ConfigError(f"ways must be at least 2, got {config.ways}: with one class there is nothing to tell apart.")
+  if config.learner == "reptile" and config.learn_rates:
+    raise ConfigError("learn_rates is for maml and anil; reptile never differentiates its inner loop.")
+  if config.learner == "anil" and config.derivative == "hessian_free":
+    raise ConfigError("derivative 'hessian_free' is for maml; anil adapts its last layer only: use 'exact' or 'first_order'.")
+  if config.personalizer != INNER_LOOP:
+    check_known("personalizer", config.personalizer, (INNER_LOOP, *registry.PERSONALIZERS))
+    fields.check_personalizer(config, bool(config.gated_layers))
+    if config.target_sparsity is not None and not registry.PERSONALIZERS[config.personalizer].prunes:
+      raise ConfigError(f"target_sparsity is {config.target_sparsity}, but personalizer '{config.personalizer}' sets no sparsity here: what it "
+                        "would need is learned on the tasks of a federated run. Leave target_sparsity out.")
+  fields.check_pruning(config.prune)
+  fields.check_devices(config)
+  fields.check_widths(config)
+  try:
+    network = make_network(config)
+    jax.eval_shape(lambda key: network.init(key, registry.DATASETS[config.dataset].image_shape), jax.random.key(0))
+  except ValueError as error:
+    raise ConfigError(f"model '{config.model}': {error}") from error
+  return config
+
+
+def make_network(config: ConfigDict) -> mg.GatedNetwork:
+  """The network of a config, with gates where it names layers for them."""
+  return registry.make_network(registry.with_changes(config, gated=bool(config.gated_layers)), config.ways)
+
+
+def make_learner(config: ConfigDict, loss: mg.data.Loss, network: mg.GatedNetwork, inner_steps: int | None = None) -> mg.fewshot.MetaLearner:
+  """The meta-learner of a config, with its own number of inner steps or another."""
+  return LEARNERS[config.learner](config, loss, network, inner_steps or config.inner_steps)

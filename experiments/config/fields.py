@@ -1,0 +1,136 @@
+"""What the configs of all experiments share: groups of fields, and checks that name the field, what it may be, and what it is."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+import metagater_jax as mg
+from experiments.config import registry
+from metagater_jax.core.checks import unknown
+
+__all__ = ["TUNED", "ConfigError", "check_counts", "check_devices", "check_known", "check_not_negative", "check_personalizer", "check_positive",
+           "check_pruning", "check_same", "check_widths", "gate_fields", "pruning_fields", "with_fields"]
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TUNED = CONFIGS / "tuned"
+
+
+class ConfigError(ValueError):
+  """A configuration that cannot run. The message says what was expected, what came and what to do."""
+
+
+def gate_fields(config: ConfigDict) -> None:
+  """Adds the fields of a network's gates."""
+  config.gate_hidden = 16
+  config.gate_temperature = 1.0  # 0: plain straight-through
+  config.gate_initial_log_odds = 2.0  # b2 at the start: channels are on with probability 0.88 in training
+  config.gate_logit_scale = 0.1  # of W2 at the start: small, so that training does not start with random masks
+
+
+def pruning_fields() -> ConfigDict:
+  """The part `prune` of a config: pruning while (meta-)training."""
+  prune = ConfigDict(type_safe=True)
+  prune.score = "none"  # or "anp", "snip" (the ordinary loss), "magnitude", "random"
+  prune.derivative = "exact"  # of ANP; or "first_order"
+  prune.average = "absolute"  # of ANP and SNIP: the mean of the tasks' scores; or "signed", the score of the mean loss
+  prune.sparsity = 0.0
+  prune.schedule = "cubic"  # or "linear", "one_shot"
+  prune.begin = 0.5  # first and last pruning, as fractions of the rounds or steps
+  prune.end = 0.75
+  prune.every = placeholder(int)  # rounds or steps between two prunings; None: a tenth of what lies between begin and end
+  prune.scope = "global"  # or "layer": each by itself, as where many whole filters go, of which "global" may leave a layer a single one
+  # The last layer too. Its weights are the smallest (few-shot meta-training leaves them near 0, whence each task takes them): by
+  # magnitude it would go first and nearly as a whole, which loses any comparison for magnitude.
+  prune.head = False
+  prune.granularity = "weight"  # or "channel"
+  prune.episodes = 64  # that a score is computed on
+  return prune
+
+
+def check_known(field: str, value: str, known: Iterable[str]) -> None:
+  """Raises a ConfigError for a name that is not known, with the nearest that is."""
+  known = list(known)
+  if value not in known:
+    raise ConfigError(unknown(field, value, known))
+
+
+def check_counts(config: ConfigDict, fields: Iterable[str]) -> None:
+  """Raises a ConfigError that names a field below 1."""
+  for field in fields:
+    if config[field] < 1:
+      raise ConfigError(f"{field} must be at least 1, got {config[field]}.")
+
+
+def check_positive(config: ConfigDict, fields: Iterable[str]) -> None:
+  """Raises a ConfigError that names a field that is not positive; None passes."""
+  for field in fields:
+    if config[field] is not None and not config[field] > 0:
+      raise ConfigError(f"{field} must be positive, got {config[field]}.")
+
+
+def check_not_negative(config: ConfigDict, fields: Iterable[str]) -> None:
+  """Raises a ConfigError that names a negative field; None passes."""
+  for field in fields:
+    if config[field] is not None and not config[field] >= 0:
+      raise ConfigError(f"{field} must not be negative, got {config[field]}.")
+
+
+def check_widths(config: ConfigDict) -> None:
+  """Raises a ConfigError for widths that are not positive whole numbers."""
+  if not all(isinstance(width, int) and width > 0 for width in config.widths):
+    raise ConfigError(f"widths must be positive whole numbers, one per layer, got {tuple(config.widths)}.")
+
+
+def check_devices(config: ConfigDict, mergeable: bool = False) -> None:
+  """Raises a ConfigError for a `mesh` or `task_axis` that cannot be; `mergeable` is the algorithm's."""
+  if config.mesh not in ("none", "auto") and not (config.mesh.isdigit() and int(config.mesh) > 0):
+    raise ConfigError(f"mesh must be 'none', 'auto' or a number of devices, got '{config.mesh}'.")
+  if config.task_axis not in mg.core.task_axes(mergeable) and not (config.task_axis.isdigit() and int(config.task_axis) > 0):
+    raise ConfigError(unknown("task_axis", config.task_axis, mg.core.task_axes(mergeable)) + " It may also be a number of tasks.")
+
+
+def check_personalizer(config: ConfigDict, gated: bool) -> None:
+  """Raises a ConfigError for a personalizer that is not known, or cannot follow a model with or without gates."""
+  check_known("personalizer", config.personalizer, registry.PERSONALIZERS)
+  row = registry.PERSONALIZERS[config.personalizer]
+  if row.needs_gates and not gated:
+    others = [name for name, other in registry.PERSONALIZERS.items() if not other.needs_gates]
+    raise ConfigError(f"personalizer '{config.personalizer}' adapts gates, but this model has none; use {' or '.join(others)}, or a model "
+                      "with gates (gated_layers; gated=True).")
+  if row.prunes and config.target_sparsity is None:
+    raise ConfigError(f"personalizer '{config.personalizer}' prunes to target_sparsity, which is None; give a number in [0, 1).")
+
+
+def check_pruning(prune: ConfigDict) -> None:
+  """Raises a ConfigError that names the field of `prune` that cannot be."""
+  for field, known in (("score", ("none", *registry.SCORES)), ("derivative", mg.optim.DERIVATIVES), ("average", mg.pruning.AVERAGES),
+                       ("schedule", mg.pruning.SCHEDULES), ("scope", mg.pruning.SCOPES), ("granularity", mg.pruning.GRANULARITIES)):
+    check_known(f"prune.{field}", prune[field], known)
+  if not 0 <= prune.sparsity < 1:
+    raise ConfigError(f"prune.sparsity must lie in [0, 1), got {prune.sparsity}.")
+  if prune.sparsity > 0 and prune.score == "none":
+    raise ConfigError(f"prune.sparsity is {prune.sparsity}, but prune.score is none; it may be {', '.join(registry.SCORES)}.")
+  if (prune.every is not None and prune.every < 1) or prune.episodes < 1:
+    raise ConfigError(f"prune.every and prune.episodes must be at least 1, got {prune.every} and {prune.episodes}.")
+  if not 0 <= prune.begin < prune.end <= 1:
+    raise ConfigError("prune.begin and prune.end are fractions of the training with 0 <= begin < end <= 1, got "
+                      f"{prune.begin} and {prune.end}.")
+
+
+def check_same(where: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+  """Raises a ConfigError that names every field in which a recorded configuration is not the wanted one."""
+  different = [f"{field} is {held.get(field)!r} there and {wanted.get(field)!r} here"
+               for field in sorted(held.keys() | wanted.keys()) if held.get(field) != wanted.get(field)]
+  if different:
+    raise ConfigError(f"{where} holds a run of another configuration: {'; '.join(different)}. Give another workdir, or "
+                      "remove that run.")
+
+
+def with_fields(config: ConfigDict, **fields: Any) -> ConfigDict:
+  """A copy with these fields; what is changed in it later does not change `config`."""
+  config = config.copy_and_resolve_references()
+  config.update(fields)
+  return config

@@ -1,0 +1,352 @@
+"""What the names in a config stand for: one row per algorithm, personalizer, score, network and data set.
+
+A row says how the thing is made, what a reader sees of it, its defaults and, where it is tuned, its search space. To add one, put a row into
+the table; a config file may do so for things of its own (docs/extending.md). Nothing else in `experiments` knows a name.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import metagater_jax as mg
+from metagater_jax.data.datasets import Dataset, load_dataset, load_omniglot
+
+__all__ = ["ALGORITHMS", "DATASETS", "NETWORKS", "PARTITIONS", "PENALTIES", "PERSONALIZERS", "SCORES", "AlgorithmRow", "DatasetRow", "Method",
+           "NetworkRow", "PersonalizerRow", "ScoreRow", "default_personalizer", "evaluation_axis", "is_pruned", "make_algorithm", "make_network",
+           "make_partition", "make_penalty", "make_personalizer", "make_score", "methods", "pruning_schedule", "train_axis", "with_changes"]
+
+
+# --- networks
+
+
+class NetworkRow(NamedTuple):
+  """`make(classes=…, widths=…)` gives a flax module from images to logits; without `widths` it has its own."""
+
+  make: Callable[..., nn.Module]
+  label: str
+
+
+NETWORKS: dict[str, NetworkRow] = {
+    "mlp": NetworkRow(mg.nn.MLP, "MLP"),
+    "conv4": NetworkRow(mg.nn.ConvNet4, "three convolutions and a dense layer"),
+    "conv7": NetworkRow(mg.nn.ConvNet7, "six convolutions and a dense layer"),
+    "fewshot_conv4": NetworkRow(mg.nn.FewShotConvNet, "Conv-4"),
+    "resnet12": NetworkRow(mg.nn.ResNet12, "ResNet-12"),
+}
+
+
+def make_network(config: ConfigDict, classes: int) -> mg.GatedNetwork:
+  """The backbone of a config with its gates (none if it is not gated)."""
+  options = {"widths": tuple(config.widths)} if config.widths else {}
+  return mg.GatedNetwork(
+      NETWORKS[config.model].make(classes=classes, **options), tuple(config.gated_layers) if config.gated else (),
+      hidden=config.gate_hidden, temperature=config.gate_temperature or None,
+      initial_log_odds=config.gate_initial_log_odds, logit_scale=config.gate_logit_scale,
+      compute_dtype=config.compute_dtype)
+
+
+# --- federated algorithms
+
+
+class AlgorithmRow(NamedTuple):
+  """A federated algorithm.
+
+  Attributes:
+    make: `(config, loss) -> FederatedAlgorithm`.
+    label: what a reader sees.
+    settings: values of the fields that a config leaves open and nobody tuned, or functions of the config that give them.
+    space: smallest and largest value of each setting that `experiments.tune` searches, evenly in its logarithm.
+    gates: whether its networks have gates, where a config names gated layers and does not say.
+    personalizer: how its target tasks adapt, where a config does not say: with gates, and without.
+    ungated_label: of the method without gates, where the algorithm is known in both ways.
+  """
+
+  make: Callable[[ConfigDict, mg.data.Loss], mg.federated.FederatedAlgorithm]
+  label: str
+  settings: Mapping[str, Any]
+  space: Mapping[str, tuple[float, float]]
+  gates: bool = False
+  personalizer: tuple[str, str] = ("fine_tune", "fine_tune")
+  ungated_label: str | None = None
+
+
+PENALTIES: dict[str, Callable[[], mg.optim.Penalty]] = {"group_lasso": lambda: mg.group_lasso(mg.gate_groups), "l1": mg.l1}
+# Settings that mean nothing without gates, and are not searched then.
+_OF_GATES = ("penalty_weight",)
+_RATE = {"local_lr": (0.02, 0.4)}
+
+
+def _local(c: ConfigDict) -> dict[str, Any]:
+  return {"local_lr": c.local_lr, "local_steps": c.local_steps}
+
+
+ALGORITHMS: dict[str, AlgorithmRow] = {
+    "fedavg": AlgorithmRow(
+        lambda c, loss: mg.fedavg(loss, **_local(c)), "FedAvg", {"local_lr": 0.1, "adapt_lr": 0.1}, _RATE),
+    "per_fedavg": AlgorithmRow(
+        lambda c, loss: mg.per_fedavg(loss, inner_lr=c.inner_lr, derivative=c.derivative, **_local(c)), "Per-FedAvg",
+        {"local_lr": 0.1, "adapt_lr": 0.05, "inner_lr": lambda c: c.adapt_lr}, _RATE | {"inner_lr": (0.005, 0.2)}),
+    # With one local step only the product of rate, λ and β matters, and λβ/rate is what is searched.
+    "metagater": AlgorithmRow(
+        lambda c, loss: mg.metagater(loss, prox_weight=c.prox_weight, beta=c.beta, gamma=c.gamma, penalty=make_penalty(c),
+                                     penalty_weight=c.penalty_weight, **_local(c)), "MetaGater w/ gating",
+        {"local_lr": 0.1, "prox_weight": 15.0, "gamma": "ghadimi_lan", "penalty_weight": 0.005, "adapt_lr": 0.05,
+         "beta": lambda c: mg.federated.default_beta(c.prox_weight)},
+        _RATE | {"beta": (0.005, 0.05), "penalty_weight": (0.0005, 0.05)}, gates=True, personalizer=("two_stage", "fine_tune"),
+        ungated_label="MetaGater w/o gating"),
+    "fedprox": AlgorithmRow(
+        lambda c, loss: mg.federated.fedprox(loss, prox_weight=c.prox_weight, **_local(c)), "FedProx",
+        {"local_lr": 0.1, "prox_weight": 0.1, "adapt_lr": 0.1}, _RATE | {"prox_weight": (0.01, 3.0)}),
+    "reptile": AlgorithmRow(
+        lambda c, loss: mg.federated.reptile(loss, server_lr=c.server_lr, **_local(c)), "Reptile",
+        {"local_lr": 0.1, "server_lr": 0.5, "adapt_lr": 0.1}, _RATE | {"server_lr": (0.3, 1.5)}),
+    "pfedme": AlgorithmRow(
+        lambda c, loss: mg.federated.pfedme(loss, prox_weight=c.prox_weight, personal_lr=c.personal_lr, inner_steps=c.inner_steps,
+                                            server_lr=c.server_lr, **_local(c)), "pFedMe",
+        {"local_lr": 0.05, "personal_lr": 0.1, "prox_weight": 15.0, "server_lr": 1.0, "adapt_lr": 0.1},
+        _RATE | {"personal_lr": (0.01, 0.06), "prox_weight": (5.0, 30.0)}),
+}
+
+
+def make_penalty(config: ConfigDict) -> mg.optim.Penalty | None:
+  """R on the gate's parameters; None without gates."""
+  return mg.on_part(PENALTIES[config.penalty](), "gate") if config.gated else None
+
+
+def make_algorithm(config: ConfigDict, network: mg.GatedNetwork) -> mg.federated.FederatedAlgorithm:
+  """The federated algorithm of a config, pruned in rounds if `config.prune` says so."""
+  loss, prune = mg.classification_loss(network), ConfigDict(config.prune)
+
+  def make(loss):
+    return ALGORITHMS[config.algorithm].make(config, mg.data.microbatched(loss, config.microbatch) if config.microbatch else loss)
+
+  if not prune.sparsity:
+    return make(loss)
+  # A client's own meta-objective has the rate of adaptation; the ordinary loss is on the second of its two minibatches, as ANP's queries.
+  score = make_score(prune, loss, mg.maml(loss, inner_lr=config.adapt_lr).meta_loss, lambda episode: episode.query)
+  return mg.federated.federated_pruning(make, loss, pruning_schedule(prune, config.rounds), score, scope=prune.scope,
+                                        granularity=prune.granularity, prunable=partial(is_pruned, prune, network))
+
+
+# --- personalizers
+
+
+class PersonalizerRow(NamedTuple):
+  """How target tasks adapt a meta-model.
+
+  Attributes:
+    make: `(config, loss, network) -> Personalizer`.
+    label: what a reader sees.
+    settings: values of the fields that a config leaves open and nobody tuned, where it is not the algorithm's usual personalizer.
+    needs_gates: whether it can only follow a model with gates.
+    prunes: whether it prunes, to `target_sparsity`, so that a config must have one.
+  """
+
+  make: Callable[[ConfigDict, mg.data.Loss, mg.GatedNetwork], mg.personalize.Personalizer]
+  label: str
+  settings: Mapping[str, Any]
+  needs_gates: bool = False
+  prunes: bool = False
+
+
+def _adaptation(c: ConfigDict) -> dict[str, Any]:
+  return {"lr": c.adapt_lr, "steps": c.adapt_steps, "chunk": c.chunk}
+
+
+def _metasnip(granularity: str) -> Callable:
+  def make(c, loss, network):
+    del network
+    # All kernels by weight, as SNIP does; by channel the layers that a gate could switch, so that it is compared on what the gate decides about.
+    layers = tuple(f"backbone/{layer}/kernel" for layer in c.gated_layers)
+    prunable = mg.pruning.is_kernel if granularity == "weight" else lambda name, leaf: name in layers
+    return mg.metasnip(loss, sparsity=c.target_sparsity, granularity=granularity, prunable=prunable, **_adaptation(c))
+  return make
+
+
+PERSONALIZERS: dict[str, PersonalizerRow] = {
+    "fine_tune": PersonalizerRow(lambda c, loss, network: mg.fine_tune(loss, **_adaptation(c)), "fine-tuning", {"adapt_lr": 0.05}),
+    "two_stage": PersonalizerRow(
+        lambda c, loss, network: mg.two_stage(loss, gate_lr=c.gate_adapt_lr, target_sparsity=c.target_sparsity, network=network,
+                                              task_axis=evaluation_axis(c, network), **_adaptation(c)), "two stages", {"adapt_lr": 0.05},
+        needs_gates=True),
+    "metasnip_weight": PersonalizerRow(_metasnip("weight"), "MetaSNIP", {"adapt_lr": 0.05}, prunes=True),
+    "metasnip_channel": PersonalizerRow(_metasnip("channel"), "MetaSNIP, by channel", {"adapt_lr": 0.05}, prunes=True),
+}
+
+
+def default_personalizer(algorithm: str, gated: bool) -> str:
+  """How the target tasks of an algorithm adapt, where a config does not say."""
+  return ALGORITHMS[algorithm].personalizer[0 if gated else 1]
+
+
+def make_personalizer(config: ConfigDict, network: mg.GatedNetwork, **changes: Any) -> mg.personalize.Personalizer:
+  """The personalizer of a config, with other values of some of its fields, which may be traced."""
+  config = with_changes(config, **changes)
+  return PERSONALIZERS[config.personalizer].make(config, _loss(config, network), network)
+
+
+def _loss(config, network):
+  """The loss of a network, in the parts that a config wants a gradient to be taken in."""
+  loss, microbatch = mg.classification_loss(network), getattr(config, "microbatch", None)
+  return mg.data.microbatched(loss, microbatch) if microbatch else loss
+
+
+def with_changes(config: ConfigDict, **changes: Any) -> "_Changed":
+  """A config with other values of some fields, or more of them; values may be traced."""
+  return _Changed(config, changes)
+
+
+class _Changed:
+  def __init__(self, config, changes):
+    self._config, self._changes = config, changes
+
+  def __getattr__(self, name):
+    return self._changes[name] if name in self._changes else getattr(self._config, name)
+
+
+# --- methods: what tables tell apart
+
+
+class Method(NamedTuple):
+  """An algorithm with or without gates, and how its targets adapt; `space` is what is tuned, empty where another method's model is taken."""
+
+  algorithm: str
+  gated: bool
+  personalizer: str
+  label: str
+  space: Mapping[str, tuple[float, float]]
+
+
+def methods() -> dict[str, Method]:
+  """All methods by name: each algorithm, the gated ones without gates, too ("NAME_ungated"), and what prunes a model of these at a target."""
+  found = {}
+  for name, row in ALGORITHMS.items():
+    ungated = {field: limits for field, limits in row.space.items() if field not in _OF_GATES}
+    found[name] = Method(name, row.gates, row.personalizer[0 if row.gates else 1], row.label, row.space if row.gates else ungated)
+    if row.gates:
+      found[f"{name}_ungated"] = Method(name, False, row.personalizer[1], row.ungated_label or f"{row.label} w/o gates", ungated)
+  for name, row in PERSONALIZERS.items():
+    if row.prunes:
+      found[name] = Method("metagater", False, name, row.label, {})
+  return found
+
+
+# --- scores
+
+
+class ScoreRow(NamedTuple):
+  """A pruning score: `make(prune, loss, meta_loss, samples) -> Score`, with the part `prune` of a config; `samples` says which samples of a
+  task the ordinary loss is taken on (None: all)."""
+
+  make: Callable[..., mg.pruning.Score]
+  label: str
+
+
+SCORES: dict[str, ScoreRow] = {
+    "anp": ScoreRow(lambda prune, loss, meta_loss, samples: mg.pruning.anp(
+        meta_loss, derivative=prune.derivative, average=prune.average), "ANP"),
+    "snip": ScoreRow(lambda prune, loss, meta_loss, samples: mg.pruning.snip(
+        loss, average=prune.average, samples=samples), "SNIP / Taylor on the ordinary loss"),
+    "magnitude": ScoreRow(lambda *_: mg.pruning.magnitude(), "magnitude"),
+    "random": ScoreRow(lambda *_: mg.pruning.random(), "random"),
+}
+
+
+def make_score(prune: ConfigDict, loss: mg.data.Loss, meta_loss: Callable, samples: Callable | None = None) -> mg.pruning.Score:
+  """The score that the part `prune` of a config names."""
+  return SCORES[prune.score].make(prune, loss, meta_loss, samples)
+
+
+def pruning_schedule(prune: ConfigDict, steps: int) -> mg.pruning.PruningSchedule:
+  """When a training of so many rounds or steps is pruned, and how far; without `prune.every`, in ten parts."""
+  begin = int(prune.begin * steps)
+  end = max(int(prune.end * steps), begin + 1)
+  return mg.pruning.sparsity_schedule(prune.schedule, prune.sparsity, begin=begin, end=end,
+                                      every=prune.every or max(1, (end - begin) // 10))
+
+
+def is_pruned(prune: ConfigDict, network: mg.GatedNetwork, name: str, leaf: jax.Array) -> bool:
+  """What pruning may remove of a network: the backbone's kernels, the last layer's only with `prune.head` and not by channel, as
+  its channels are the classes. Gates are no part of it: their own penalty prunes them."""
+  parts = name.split("/")
+  head = prune.head and prune.granularity == "weight"
+  return "gate" not in parts and mg.pruning.is_kernel(name, leaf) and (
+      head or f"/{mg.nn.head_of(network.backbone, ANY_IMAGE)}/" not in f"/{name}")
+
+
+# --- data
+
+# Images on which a network is tried before the data is there: names of layers do not depend on them.
+ANY_IMAGE = (32, 32, 3)
+
+
+class DatasetRow(NamedTuple):
+  """A data set: `load(data_dir) -> Dataset` of all its samples, for tasks; `splits(config) -> {"train", "validation", "test": ClassPool}` for
+  few-shot episodes. One of them may be missing. Names that have no row are TFDS's. `image_shape` is that of an image, where networks are tried
+  before the data is there."""
+
+  load: Callable[[str | None], Dataset] | None = None
+  splits: Callable[[ConfigDict], dict[str, mg.fewshot.ClassPool]] | None = None
+  image_shape: tuple[int, ...] = ANY_IMAGE
+
+
+def _cifar_fs(config):
+  data = load_dataset("cifar100", config.data_dir)
+  return {split: mg.fewshot.make_class_pool(data.images, data.labels, own) for split, own in mg.fewshot.cifar_fs_classes().items()}
+
+
+def _omniglot(config):
+  images, labels, alphabets, names = load_omniglot(config.data_dir)
+  there = sorted({names[i] for i in np.unique(alphabets)})
+  if unknown := sorted(set(config.alphabets) - set(there)):
+    raise ValueError(f"alphabets: {', '.join(unknown)} not in this Omniglot, which has {', '.join(there)}.")
+  wanted = [names.index(name) for name in config.alphabets or there]
+  characters = np.unique(labels[np.isin(alphabets, wanted)])
+  return {split: mg.fewshot.make_class_pool(*mg.fewshot.with_rotations(*(x[np.isin(labels, own)] for x in (images, labels))))
+          for split, own in mg.fewshot.split_classes(characters, seed=0).items()}
+
+
+DATASETS: dict[str, DatasetRow] = {
+    **{name: DatasetRow(load=partial(load_dataset, name)) for name in ("digits", "mnist", "cifar10", "cifar100")},
+    "cifarfs": DatasetRow(splits=_cifar_fs),
+    "omniglot": DatasetRow(splits=_omniglot, image_shape=(28, 28, 1)),
+}
+
+PARTITIONS = {
+    "labels": lambda c, labels: mg.partition_by_label(
+        labels, tasks=c.tasks, labels_per_task=c.labels_per_task, size_range=tuple(c.size_range), seed=c.seed,
+        test_fraction=c.test_fraction, fill=c.fill, cyclic=c.cyclic_labels),
+    "dirichlet": lambda c, labels: mg.data.partition_by_dirichlet(
+        labels, tasks=c.tasks, concentration=c.concentration, seed=c.seed, test_fraction=c.test_fraction),
+}
+
+
+def make_partition(config: ConfigDict, labels: np.ndarray) -> mg.data.Partition:
+  """How the labelled samples are distributed over the tasks of a config."""
+  return PARTITIONS[config.partition](config, labels)
+
+
+# --- how tasks are mapped
+
+
+def train_axis(config: ConfigDict, network: mg.GatedNetwork, algorithm: mg.federated.FederatedAlgorithm) -> str:
+  """`config.task_axis` of meta-training; "auto" knows what was measured on CPUs: `python -m benchmarks --only=task_axes`."""
+  if config.task_axis != "auto" or not _small_on_cpu(network):
+    return config.task_axis
+  return "merged" if algorithm.mergeable else "vmap"
+
+
+def evaluation_axis(config: ConfigDict, network: mg.GatedNetwork) -> str:
+  """The same for adaptation and evaluation, where tasks have parameters of their own and cannot be merged."""
+  if config.task_axis == "merged" or config.task_axis == "auto":
+    return "vmap" if _small_on_cpu(network) else "auto"
+  return config.task_axis
+
+
+def _small_on_cpu(network):
+  return network.small and jax.default_backend() == "cpu"  # a task is too little work for a loop

@@ -1,0 +1,213 @@
+"""Settings of every method of a protocol, at one budget for all.
+
+Each method gets the same number of meta-trainings, at points that fill its search space evenly (a Sobol sequence), and on
+each meta-model the same adaptation rates. What counts is the accuracy after adaptation on validation tasks, which are
+neither trained on nor targets, in populations (seeds) that no table reports. The best point goes to
+`configs/tuned/PROTOCOL.json`, with all trials; the configs read it.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from scipy.stats import qmc
+
+import metagater_jax as mg
+from experiments.config import ConfigError, registry
+from experiments.config.federated import check_config
+from experiments.config.fields import check_known, with_fields
+from experiments.runs.federated import load, make_tasks
+from experiments.runs.records import write_json
+from experiments.studies.protocols import BASE, is_pruning
+from experiments.studies.study import Part, carry_out, check_seeds, settings_of
+
+__all__ = ["Tuner", "adaptation_rates", "merge", "method_config", "points", "reproduce", "tune_method"]
+
+# What is tuned by default: the methods of the paper's tables.
+_PAPER = ("fedavg", "per_fedavg", "metagater_ungated", "metagater")
+
+
+def adaptation_rates(count: int = 9) -> tuple[float, ...]:
+  """`count` rates from 0.005 to 1.28, even in their logarithm: with 9, each is twice the one before."""
+  return tuple(float(f"{rate:.2g}") for rate in np.geomspace(0.005, 1.28, count))
+
+
+def points(space: Mapping[str, tuple[float, float]], count: int, seed: int = 0) -> list[dict[str, float]]:
+  """`count` points of a space that fill it evenly in the logarithm of every setting: a scrambled Sobol sequence."""
+  with np.errstate(all="ignore"):
+    unit = qmc.Sobol(len(space), seed=seed).random(1 << (count - 1).bit_length())[:count]
+  low, high = np.log(np.array(list(space.values()))).T
+  return [dict(zip(space, (float(f"{v:.3g}") for v in row))) for row in np.exp(low + unit * (high - low))]
+
+
+class Tuner:
+  """Meta-trains a method at given settings and measures it on validation tasks: compiled once for all settings.
+
+  Args:
+    config: a checked config of the method; its settings are replaced by those of a trial.
+    seeds: populations to train on.
+    rates: adaptation rates to measure each meta-model with.
+  """
+
+  def __init__(self, config: ConfigDict, seeds: Sequence[int], rates: Sequence[float] = adaptation_rates()):
+    self.config, self.rates = config, tuple(rates)
+    dataset = load(config)
+    # A protocol that holds no validation tasks out gives up as many training tasks for them as it has targets.
+    self.validation_tasks = config.validation_tasks or config.target_tasks
+    self.tasks = []
+    for seed in seeds:
+      population = with_fields(config, seed=int(seed), validation_tasks=self.validation_tasks)
+      self.tasks.append((int(seed), make_tasks(population, dataset)))
+    self.populations = mg.data.make_populations(dataset.images, np.asarray(dataset.labels),
+                                           [tasks.partition for _, tasks in self.tasks],
+                                           (config.pixel_mean, config.pixel_std))
+    self.network = registry.make_network(config, dataset.classes)
+    self.image_shape = dataset.images.shape[1:]
+    self._train = jax.jit(self._train_and_deploy)
+    self._measure = jax.jit(self._accuracies, static_argnames="personalizer")
+
+  def train(self, settings: Mapping[str, float]) -> list[mg.Model]:
+    """The meta-models at these settings, by seed."""
+    return [self._train(dict(settings), jnp.asarray(seed), population, jnp.asarray(tasks.training))
+            for (seed, tasks), population in zip(self.tasks, self.populations)]
+
+  def accuracies(self, models: Sequence[mg.Model], personalizer: str | None = None) -> np.ndarray:
+    """Accuracy on the validation tasks by adaptation rate, mean over tasks and seeds, with the config's personalizer or another."""
+    return np.mean([np.asarray(self._measure(model, population, jnp.asarray(tasks.validation), personalizer=personalizer or
+                                             self.config.personalizer))
+                    for model, population, (_, tasks) in zip(models, self.populations, self.tasks)], axis=0)
+
+  def _train_and_deploy(self, settings, seed, population, training):
+    config = self.config
+    algorithm = registry.make_algorithm(registry.with_changes(config, **settings), self.network)
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    state = mg.federated_init(algorithm, self.network.init(init_key, self.image_shape), run_key)
+    state, _ = mg.run_rounds(algorithm, state, population, training, rounds=config.rounds, cohort=config.cohort,
+                             batch_size=config.batch_size, weighted=config.weighted, 
+                             task_axis=registry.train_axis(config, self.network, algorithm))
+    return algorithm.deploy(state.server)
+
+  def _accuracies(self, model, population, validation, personalizer):
+    # The rate is of the adaptation alone: what is calibrated does not depend on it.
+    make = lambda rate: registry.make_personalizer(registry.with_changes(self.config, personalizer=personalizer), self.network, adapt_lr=rate)
+    calibration = make(self.config.adapt_lr).calibrate(model, population, validation)
+
+    def one(task):
+      # Under vmap what does not depend on the rate (the gradient at the meta-model) is computed once for all rates.
+      return jax.vmap(lambda rate: mg.evaluate_task(
+          self.network, make(rate).adapt(model, population.train(task), calibration), population.test(task), chunk=self.config.chunk
+      ).accuracy)(jnp.asarray(self.rates))
+    return mg.core.map_tasks(one, validation, "map").mean(0)
+
+
+def tune_method(config: ConfigDict, name: str, *, local_steps: int, seeds: Sequence[int], trials: int,
+                rates: Sequence[float] = adaptation_rates(), report: Callable[[str], None] = print) -> list[dict[str, Any]]:
+  """The tuned settings of a method with its trials, and of what prunes its meta-models at a target.
+
+  Args:
+    config: of the protocol.
+    name: in `experiments.config.registry.methods()`.
+    local_steps: K.
+    seeds: populations to tune on.
+    trials: points of the method's search space, one meta-training each per seed.
+    rates: adaptation rates that each meta-model is measured with.
+    report: gets a line per trial.
+  """
+  method = registry.methods()[name]
+  start = time.perf_counter()
+  tuner = Tuner(method_config(config, name, local_steps), seeds, rates)
+  trial_records, best = [], None
+  for settings in points(method.space, trials):
+    models = tuner.train(settings)
+    accuracies = np.nan_to_num(tuner.accuracies(models))
+    rate = int(accuracies.argmax())
+    trial_records.append({**settings, "adapt_lr": rates[rate], "accuracy": round(float(accuracies[rate]), 4)})
+    report(f"{config.name} {name} K={local_steps}: {trial_records[-1]} ({time.perf_counter() - start:.0f} s)")
+    if best is None or trial_records[-1]["accuracy"] > best[0]["accuracy"]:
+      best = trial_records[-1], models
+  settings = {key: value for key, value in best[0].items() if key != "accuracy"}
+  entry = {"algorithm": method.algorithm, "gated": method.gated, "local_steps": local_steps, "settings": settings,
+           "validation_accuracy": best[0]["accuracy"], "meta_trainings": trials * len(seeds),
+           "adaptation_rates": len(rates), "rounds": config.rounds, "seeds": list(map(int, seeds)),
+           "validation_tasks": tuner.validation_tasks, "seconds": round(time.perf_counter() - start, 1), "trials": trial_records}
+  entries = [entry]
+  if name == BASE and config.gated_layers:
+    for pruner in filter(is_pruning, registry.methods()):
+      accuracies = tuner.accuracies(best[1], registry.methods()[pruner].personalizer)
+      rate = int(accuracies.argmax())
+      settings = {"adapt_lr": rates[rate]}
+      report(f"{config.name} {pruner} K={local_steps}: {settings} {accuracies[rate]:.4f}")
+      entries.append({**entry, "algorithm": pruner, "settings": settings, "trials": [],
+                      "validation_accuracy": round(float(accuracies[rate]), 4)})
+  return entries
+
+
+def method_config(config: ConfigDict, name: str, local_steps: int) -> ConfigDict:
+  """The checked config of a method in a protocol, with its defaults in the place of what was tuned."""
+  method = registry.methods()[name]
+  return check_config(with_fields(config, algorithm=method.algorithm, gated=method.gated, personalizer=method.personalizer,
+                                  local_steps=local_steps, tuned=None))
+
+
+def reproduce(workdir: str | Path, out: Path, configs: Mapping[str, ConfigDict], *, methods: Sequence[str] | None = None,
+              local_steps: Sequence[int] = (1,), seeds: Sequence[int] = (100,), trials: int = 8, rates: Sequence[float] = adaptation_rates(),
+              log: Callable[[str], None] = print) -> None:
+  """Tunes what is not yet recorded in `workdir`, and writes each protocol's settings to `out/PROTOCOL.json`.
+
+  Args:
+    workdir: holds a record per protocol, method and number of local steps.
+    out: folder that configs read.
+    configs: by name of the protocol.
+    methods: names; None: those of the paper's tables.
+    local_steps: numbers of local steps to tune for.
+    seeds, trials, rates: see `tune_method`.
+    log: gets a line per trial.
+
+  Raises:
+    ConfigError: before anything runs: an unknown method, one that cannot be tuned, a number below 1, or a record of another configuration.
+  """
+  known = [name for name, method in registry.methods().items() if method.space]
+  for name in methods or ():
+    check_known("method", name, known)
+  for field, value in (("trials", trials), ("rates", len(rates)), *(("local_steps", k) for k in local_steps)):
+    if value < 1:
+      raise ConfigError(f"{field} must be at least 1, got {value}.")
+  check_seeds(seeds)
+  more = {"trials": trials, "rates": list(rates), "seeds": list(seeds)}
+  groups, planned = {}, {}
+  for protocol, config in configs.items():
+    load(method_config(config, "fedavg", 1))  # before anything runs: data that is missing
+    chosen = methods or [name for name in _PAPER if config.gated_layers or not registry.methods()[name].gated]
+    for k in local_steps:
+      for name in chosen:
+        group = f"{protocol} {name} K={k}"
+        planned[group] = config, name, k
+        record = Path(workdir) / f"{protocol}-{name}-k{k}.json"
+        groups[group] = [Part(record, method_config(config, name, k), more)]
+
+  def run(group, parts):
+    config, name, k = planned[group]
+    entries = tune_method(config, name, local_steps=k, seeds=seeds, trials=trials, rates=rates, report=log)
+    parts[0].record.parent.mkdir(parents=True, exist_ok=True)
+    write_json(parts[0].record, {"config": settings_of(parts[0]), "entries": entries})
+    return {parts[0].record: entries}
+
+  carry_out(groups, run, log=log)
+  for group, (config, _, _) in planned.items():
+    merge(out / f"{config.name}.json", config.name, json.loads(groups[group][0].record.read_text())["entries"])
+
+
+def merge(path: Path, protocol: str, entries: Sequence[dict[str, Any]]) -> None:
+  """Writes the entries into a protocol's file, in the place of older ones of the same method and local steps."""
+  key = lambda entry: (entry["algorithm"], entry["gated"], entry["local_steps"])
+  old = json.loads(path.read_text())["methods"] if path.is_file() else []
+  new = {key(entry) for entry in entries}
+  path.parent.mkdir(parents=True, exist_ok=True)
+  methods = sorted([entry for entry in old if key(entry) not in new] + list(entries), key=key)
+  write_json(path, {"protocol": protocol, "methods": methods})

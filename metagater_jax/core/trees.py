@@ -1,0 +1,37 @@
+"""Pytrees of parameters: what a model is, and how its leaves are named."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+__all__ = ["Model", "Params", "leaf_name", "named_leaves"]
+
+# Parameters: any pytree of arrays. Those of a `GatedNetwork` are {"backbone": θ, "gate": {layer: φ_l}}.
+Params = Any
+
+
+class Model(NamedTuple):
+  """A model that is handed on: from meta-training to personalization, from there to a device.
+
+  Attributes:
+    params: a pytree of arrays.
+    mask: a pytree like `params` of zeros and ones, what pruning has kept; None: nothing is pruned. What it removes is exactly 0 in `params`
+      and stays so in everything that trains or adapts the model.
+  """
+
+  params: Params
+  mask: Params | None = None
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+  """The name of a leaf from its key path: "backbone/conv3/kernel"."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: Params) -> dict[str, jax.Array]:
+  """The leaves of a tree by name, in the tree's order.
+
+  >>> named_leaves({"conv": {"kernel": 1, "bias": 2}})
+  {'conv/bias': 2, 'conv/kernel': 1}
+  """
+  return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -1,0 +1,150 @@
+"""A backbone with gates on some of its layers: parameters w = (θ, φ) and the pure functions that use them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from metagater_jax.core.random import row_keys
+from metagater_jax.core.trees import Params
+from metagater_jax.data.batching import Loss
+from metagater_jax.nn.cost import Layer, network_layers
+from metagater_jax.nn.gates import ChannelGate, binarize, logistic_noise
+
+__all__ = ["GatedNetwork", "classification_loss"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedNetwork:
+  """Any flax backbone with channel gates on the layers named in `gated_layers` (none: the plain backbone).
+
+  The gate of layer l reads l's input z and multiplies l's output with its mask. The layer is any module that takes one
+  array (batch, …, C_in) and returns (batch, …, C_out). Name one that ends in its nonlinearity, as `ConvUnit` does (Eq. 1), or
+  a block of convolution, normalization and relu: on a bare convolution the network's output is the same, but relu's zero
+  gradient at 0 then keeps channels that are off from being switched on again.
+
+  Parameters are `{"backbone": θ, "gate": {layer: φ_l}}`; without gates `gate` is empty, and every algorithm stays the same.
+
+  Attributes:
+    backbone: a flax module, images (batch, …) to logits (batch, classes).
+    gated_layers: paths of modules in it, as "conv3" or "block1/conv2".
+    hidden: hidden units of each gate.
+    temperature: τ of the binary Gumbel-softmax gate; None is the plain straight-through gate: identity gradient and no
+      noise, in training too.
+    initial_log_odds, logit_scale: see `ChannelGate`.
+    compute_dtype: what the backbone computes in, forward and backward. Parameters and gradients stay as they are, float32, and
+      so do gates, whose thresholds rounding would move, and logits.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from metagater_jax.nn import ConvNet4
+  >>> network = GatedNetwork(ConvNet4(classes=10), gated_layers=("conv3",))
+  >>> params = network.init(jax.random.key(0), (32, 32, 3))
+  >>> logits, masks = network.apply(params, jnp.ones((2, 32, 32, 3)))
+  >>> logits.shape, masks["conv3"].shape
+  ((2, 10), (2, 128))
+  """
+
+  backbone: nn.Module
+  gated_layers: tuple[str, ...] = ()
+  hidden: int = 16
+  temperature: float | None = 1.0
+  initial_log_odds: float = 2.0
+  logit_scale: float = 0.1
+  compute_dtype: str = "float32"
+
+  def init(self, key: jax.Array, image_shape: Sequence[int]) -> Params:
+    """Parameters for images of shape `image_shape` (without the batch axis).
+
+    Raises:
+      ValueError: a gated layer that the backbone does not have; the message lists the layers.
+    """
+    # Compiled as one program: run operation by operation it would take longer than many a training.
+    return jax.jit(lambda key: self._init(key, tuple(image_shape)))(key)
+
+  def _init(self, key, image_shape):
+    shapes = {}
+
+    def watch(next_function, args, kwargs, context):
+      out = next_function(*args, **kwargs)
+      if context.method_name == "__call__" and context.module.path:
+        shapes["/".join(context.module.path)] = (args[0].shape, out.shape)
+      return out
+
+    backbone_key, gate_key = jax.random.split(key)
+    with nn.intercept_methods(watch):
+      backbone = self.backbone.init(backbone_key, jnp.zeros((1, *image_shape)))["params"]
+    gate = {}
+    for i, layer in enumerate(self.gated_layers):
+      if layer not in shapes:
+        raise ValueError(f"gated layer '{layer}' does not exist; the layers of {type(self.backbone).__name__} are "
+                         f"{', '.join(shapes)}.")
+      inputs, outputs = shapes[layer]
+      gate[layer] = self._gate(outputs[-1]).init(jax.random.fold_in(gate_key, i), jnp.zeros(inputs))["params"]
+    return {"backbone": backbone, "gate": gate}
+
+  def apply(self, params: Params, images: jax.Array, key: jax.Array | None = None
+            ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Logits (batch, classes) and the masks (batch, channels) by gated layer.
+
+    Args:
+      params: as `init` makes them.
+      images: (batch, …) floats.
+      key: for the noise of training masks, or (batch,) keys, one per image (`row_keys`); None (inference and adaptation):
+        m = 1[ℓ > 0] without noise.
+
+    Raises:
+      ValueError: images of a shape that these parameters are not made for.
+    """
+    masks = {}
+
+    def gate(next_function, args, kwargs, context):
+      out = next_function(*args, **kwargs)
+      layer = "/".join(context.module.path)
+      if context.method_name != "__call__" or layer not in self.gated_layers:
+        return out
+      log_odds = self._gate(out.shape[-1]).apply({"params": params["gate"][layer]}, args[0].astype(jnp.float32))
+      if key is not None and self.temperature is not None:
+        log_odds = log_odds + _noise(key, self.gated_layers.index(layer), log_odds)
+      masks[layer] = binarize(log_odds, self.temperature)
+      return out * jnp.expand_dims(masks[layer].astype(out.dtype), tuple(range(1, out.ndim - 1)))
+
+    backbone, images = jax.tree.map(
+        lambda x: x.astype(self.compute_dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, (params["backbone"], images))
+    try:
+      with nn.intercept_methods(gate):
+        logits = self.backbone.apply({"params": backbone}, images).astype(jnp.float32)
+    except flax.errors.ScopeParamShapeError as error:
+      raise ValueError(f"images of shape {images.shape[1:]} do not fit these parameters of {type(self.backbone).__name__}: "
+                       f"{error}") from error
+    return logits, masks
+
+  def layers(self, image_shape: Sequence[int]) -> tuple[Layer, ...]:
+    """The backbone's layers, see `network_layers`."""
+    return network_layers(self.backbone, image_shape)
+
+  @property
+  def small(self) -> bool:
+    """Whether the backbone says that a task is so little work for a CPU that loops cost more than they save (its attribute `small`)."""
+    return getattr(self.backbone, "small", False)
+
+  def _gate(self, channels):
+    return ChannelGate(channels, self.hidden, self.initial_log_odds, self.logit_scale)
+
+
+def classification_loss(network: GatedNetwork) -> Loss:
+  """Mean cross-entropy of a network over the rows of a batch, with their weights (Eq. 2): `(params, batch, key=None) -> scalar`."""
+  def loss(params, batch, key=None):
+    logits, _ = network.apply(params, batch.images, key)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    return jnp.sum(losses * batch.weight) / jnp.maximum(batch.weight.sum(), 1)
+  return loss
+
+
+def _noise(key, number, like):
+  several = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1
+  keys = key if several else row_keys(key, like.shape[0])
+  return jax.vmap(lambda key: logistic_noise(jax.random.fold_in(key, number), like.shape[1:], like.dtype))(keys)

@@ -1,0 +1,111 @@
+"""Channel gates: small networks that switch a convolution's filters on and off per input (Eq. 1, Appendix F).
+
+This module holds the gate itself: its binarization, its parameters, what a group of them is and how sparse its masks
+are. Where gates sit in a network, and how masks multiply features, is `metagater_jax.nn.gated`'s business.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+__all__ = ["ChannelGate", "binarize", "gate_groups", "logistic_noise", "sparsity"]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def binarize(log_odds: jax.Array, temperature: float | None = 1.0) -> jax.Array:
+  """Hard threshold forward, smooth backward: m = 1[ℓ > 0].
+
+  Args:
+    log_odds: ℓ, any shape. Add `logistic_noise` to it for a binary Gumbel-softmax sample (the difference of two Gumbel
+      variables is a Logistic one), subtract a threshold from it to keep fewer channels.
+    temperature: τ of the soft gate σ(ℓ/τ) whose derivative σ'(ℓ/τ)/τ the backward pass uses (the paper: 1). `None` is
+      the plain straight-through estimator: the incoming gradient passes unchanged.
+
+  Returns:
+    Zeros and ones of `log_odds`' shape and dtype. ℓ = 0 gives 0, so that a gate whose parameters vanish is off.
+
+  Raises:
+    ValueError: a temperature that is not positive.
+
+  >>> import jax, jax.numpy as jnp
+  >>> binarize(jnp.array([-1.0, 0.0, 2.0])).tolist()
+  [0.0, 0.0, 1.0]
+  >>> jax.grad(lambda l: binarize(l).sum())(jnp.array([0.0])).tolist()
+  [0.25]
+  """
+  if temperature is not None and not temperature > 0:
+    raise ValueError(f"binarize: temperature must be positive or None (plain straight-through), got {temperature}.")
+  return (log_odds > 0).astype(log_odds.dtype)
+
+
+def _binarize_forward(log_odds, temperature):
+  return binarize(log_odds, temperature), log_odds
+
+
+def _binarize_backward(temperature, log_odds, gradient):
+  if temperature is None:
+    return (gradient,)
+  soft = jax.nn.sigmoid(log_odds / temperature)
+  return (gradient * soft * (1 - soft) / temperature,)
+
+
+binarize.defvjp(_binarize_forward, _binarize_backward)
+
+
+def logistic_noise(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+  """The difference of two independent Gumbel variables, drawn as one Logistic(0, 1) variable."""
+  return jax.random.logistic(key, shape, dtype)
+
+
+class ChannelGate(nn.Module):
+  """Log-odds that each output channel of a convolution is on, from that convolution's input (Appendix F).
+
+  s = global average pool of z;  ℓ = W₂ᵀ relu(W₁ᵀ s + b₁) + b₂.
+
+  Attributes:
+    channels: C_out, how many channels the gate switches.
+    hidden: units of the hidden layer (the paper: 16).
+    initial_log_odds: b₂ at the start; positive, so that training starts with the channels on (2: with probability 0.88).
+    logit_scale: of W₂ at the start, relative to LeCun's initialization; small, so that it does not start with random masks.
+  """
+
+  channels: int
+  hidden: int = 16
+  initial_log_odds: float = 2.0
+  logit_scale: float = 0.1
+
+  @nn.compact
+  def __call__(self, features: jax.Array) -> jax.Array:
+    """Features z of shape (batch, …, C_in) to log-odds ℓ of shape (batch, C_out)."""
+    # Four plain parameters instead of two Dense layers: their names are those of the equation, and a gate that runs
+    # inside another module's call brings no submodules of its own that could be mistaken for the backbone's.
+    inputs = features.shape[-1]
+    lecun = nn.initializers.lecun_normal()
+    w1 = self.param("W1", nn.initializers.he_normal(), (inputs, self.hidden))
+    b1 = self.param("b1", nn.initializers.zeros, (self.hidden,))
+    w2 = self.param("W2", lambda *args: self.logit_scale * lecun(*args), (self.hidden, self.channels))
+    b2 = self.param("b2", nn.initializers.constant(self.initial_log_odds), (self.channels,))
+    pooled = features.mean(axis=tuple(range(1, features.ndim - 1)))
+    return jax.nn.relu(pooled @ w1 + b1) @ w2 + b2
+
+
+def gate_groups(path: str, leaf: jax.Array) -> tuple[str, int] | None:
+  """Groups of a gate's parameters for `group_lasso`: everything that produces one channel's log-odds.
+
+  The group of channel c is column c of W₂ together with b₂[c]: when both vanish, ℓ_c = 0 for every input, and the channel
+  is structurally off. W₁ and b₁ are shared by all channels, so they belong to no group.
+  """
+  del leaf
+  layer, _, name = path.rpartition("/")
+  return {"W2": (layer, 1), "b2": (layer, 0)}.get(name)
+
+
+def sparsity(masks: Mapping[str, jax.Array]) -> jax.Array:
+  """Fraction of gated channels that are off, per example: (batch,), from masks of shape (batch, channels) by layer."""
+  if not masks:
+    raise ValueError("sparsity: there are no masks; this network has no gated layer.")
+  channels = sum(mask.shape[-1] for mask in masks.values())
+  return 1 - sum(mask.sum(-1) for mask in masks.values()) / channels

@@ -1,0 +1,184 @@
+"""Masks that keep the most important weights: made from scores, applied, and what of them can still matter.
+
+Parameters are any pytree, and a leaf's output channels are its last axis, as in flax.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metagater_jax.core.checks import check_one_of
+from metagater_jax.core.trees import Params, named_leaves
+from metagater_jax.data.batching import Loss
+
+__all__ = ["GRANULARITIES", "SCOPES", "apply_mask", "effective_mask", "is_kernel", "make_mask", "mask_sparsity", "masked_loss", "nonzero_mask",
+           "prune_further"]
+
+SCOPES = ("global", "layer")
+GRANULARITIES = ("weight", "channel")
+
+
+def is_kernel(name: str, leaf: jax.Array) -> bool:
+  """What is pruned by default: every leaf with two axes or more. Biases and scales are few, and stay."""
+  del name
+  return jnp.ndim(leaf) > 1
+
+
+def make_mask(score: Params, sparsity: float | jax.Array, *, scope: str = "global", granularity: str = "weight",
+              prunable: Callable[[str, jax.Array], bool] = is_kernel) -> Params:
+  """A mask (0 or 1, in each leaf's shape) that keeps the weights of the highest score.
+
+  Of n candidates it removes round(sparsity · n), exactly; among equal scores those that come later in the tree go. The best of
+  each leaf is kept before anything else, so that no layer goes as a whole. Works under `jit` and `vmap`, also with a traced
+  sparsity.
+
+  Args:
+    score: non-negative numbers, a pytree like the parameters.
+    sparsity: fraction of the candidates to remove, in [0, 1).
+    scope: "global": the candidates are ranked together; "layer": each leaf by itself.
+    granularity: "weight": single weights; "channel": output channels (the last axis) of a leaf by the sum of their
+      weights' scores. A channel that goes takes with it its entry in the other leaves of the same module (its bias), so
+      after a relu it is exactly 0 and can be cut out. A sum grows with how many weights
+      a channel has, so "global" may leave a layer with few of them, or of little sensitivity, a single channel.
+    prunable: `(name, leaf) -> bool`, which leaves are candidates; the name is like "backbone/conv3/kernel". The mask is 1
+      elsewhere.
+
+  Raises:
+    ValueError: a sparsity outside [0, 1), an unknown scope or granularity, or nothing to prune.
+
+  >>> import jax.numpy as jnp
+  >>> score = {"kernel": jnp.array([[0.1, 3.0], [0.2, 1.0]]), "bias": jnp.array([9.0, 9.0])}
+  >>> make_mask(score, 0.5)["kernel"].tolist()
+  [[0.0, 1.0], [0.0, 1.0]]
+  >>> make_mask(score, 0.5, granularity="channel")["bias"].tolist()
+  [0.0, 1.0]
+  """
+  if not isinstance(sparsity, jax.core.Tracer) and not 0 <= sparsity < 1:
+    raise ValueError(f"make_mask: sparsity must lie in [0, 1), got {sparsity}.")
+  check_one_of("scope", scope, SCOPES)
+  check_one_of("granularity", granularity, GRANULARITIES)
+  leaves, structure = named_leaves(score), jax.tree.structure(score)
+  candidates = {name: leaf for name, leaf in leaves.items() if prunable(name, leaf)}
+  if not candidates:
+    raise ValueError(f"make_mask: none of the leaves is prunable; there are {', '.join(leaves)}.")
+  if granularity == "channel":
+    candidates = {path: leaf.reshape(-1, leaf.shape[-1]).sum(0) for path, leaf in candidates.items()}
+  groups = [list(candidates)] if scope == "global" else [[path] for path in candidates]
+  if scope == "global":  # no layer goes as a whole: nothing would pass it
+    candidates = {path: _spare_best(leaf) for path, leaf in candidates.items()}
+  kept = {}
+  for group in groups:
+    kept |= _keep_highest({path: candidates[path] for path in group}, sparsity)
+  if granularity == "weight":
+    masks = [kept.get(name, jnp.ones_like(leaf)) for name, leaf in leaves.items()]
+  else:
+    masks = _by_channel(kept, leaves)
+  return jax.tree.unflatten(structure, masks)
+
+
+def prune_further(score: Params, mask: Params, sparsity: float | jax.Array, **options: Any) -> Params:
+  """A mask of more sparsity that keeps nothing of what `mask` has removed, whatever its score; `options` are `make_mask`'s."""
+  ranked = jax.tree.map(lambda s, c: jnp.where(c > 0, s, -1.0), score, mask)  # scores are not negative: these go first
+  return jax.tree.map(lambda new, old: (new * old).astype(old.dtype), make_mask(ranked, sparsity, **options), mask)
+
+
+def apply_mask(params: Params, mask: Params) -> Params:
+  """w ⊙ c."""
+  return jax.tree.map(lambda w, c: w * c, params, mask)
+
+
+def masked_loss(loss: Loss, mask: Params | None) -> Loss:
+  """The loss on what a mask keeps, so that the gradient of what is removed is 0; None: the loss as it is."""
+  return loss if mask is None else lambda params, batch, key=None: loss(apply_mask(params, mask), batch, key)
+
+
+def nonzero_mask(params: Params, *, granularity: str = "weight", prunable: Callable[[str, jax.Array], bool] = is_kernel
+                 ) -> Params:
+  """The mask that was applied to pruned parameters: 0 where a prunable weight is 0, or an output channel has no other weights.
+
+  Args:
+    params: a pytree in which what is pruned is exactly 0.
+    granularity, prunable: as they were given to `make_mask`.
+  """
+  leaves, structure = named_leaves(params), jax.tree.structure(params)
+  kept = {name: (leaf != 0).astype(leaf.dtype) for name, leaf in leaves.items() if prunable(name, leaf)}
+  if granularity == "weight":
+    return jax.tree.unflatten(structure, [kept.get(name, jnp.ones_like(leaf)) for name, leaf in leaves.items()])
+  channels = {name: mask.reshape(-1, mask.shape[-1]).max(0) for name, mask in kept.items()}
+  return jax.tree.unflatten(structure, _by_channel(channels, leaves))
+
+
+def mask_sparsity(mask: Params, prunable: Callable[[str, jax.Array], bool] = is_kernel, *, granularity: str = "weight") -> jax.Array:
+  """The fraction of the prunable weights that a mask removes, or with granularity "channel" of their output channels (as a whole)."""
+  leaves = [leaf for name, leaf in named_leaves(mask).items() if prunable(name, leaf)]
+  if granularity == "channel":
+    leaves = [leaf.reshape(-1, leaf.shape[-1]).max(0) for leaf in leaves]
+  return 1 - sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves)
+
+
+def effective_mask(function: Callable[[Params, jax.Array], jax.Array], mask: Params, inputs: jax.Array) -> Params:
+  """What of a mask can still matter to the output: its *effective* sparsity (Vysogorets and Kempe 2023, "Connectivity Matters:
+  Neural Network Pruning Through the Lens of Effective Sparsity").
+
+  A weight that the mask keeps is of no use where all that it reads is removed, or all that reads it: with a filter go the next
+  layer's weights of that filter. Nothing is assumed of how layers are connected (chains, residual sums): kept is what the output's
+  gradient reaches at positive random weights and inputs, at which nothing cancels and no relu is off for good.
+
+  Args:
+    function: (params, inputs) -> outputs, of a network with relus, poolings, normalizations and the like.
+    mask: as `make_mask` makes it, for all parameters of `function`. A channel that has no weights any more but a bias is a
+      constant, not 0, so what reads it counts as effective; with granularity "channel" biases go too.
+    inputs: a batch of the right shape; its values do not matter. A few examples, where activations are normalized over the batch.
+
+  >>> import jax.numpy as jnp
+  >>> mask = {"in": jnp.array([[1.0, 0.0]]), "out": jnp.array([[1.0], [1.0]])}
+  >>> effective_mask(lambda w, x: x @ w["in"] @ w["out"], mask, jnp.ones((1, 1)))["out"].tolist()
+  [[1.0], [0.0]]
+  """
+  leaves, structure = jax.tree.flatten(mask)
+  own, weight, *keys = jax.random.split(jax.random.key(0), len(leaves) + 2)
+  positive = lambda key, x: jax.random.uniform(key, x.shape, minval=0.5, maxval=1.5)
+  params = jax.tree.unflatten(structure, [  # over the number of inputs, so that numbers neither grow nor vanish from layer to layer
+      positive(k, leaf) / math.prod(leaf.shape[:-1]) for k, leaf in zip(keys, leaves)])
+  inputs = positive(own, inputs)
+
+  def some_sum(params):
+    outputs = function(apply_mask(params, mask), inputs)
+    return (outputs * positive(weight, outputs)).sum()
+  return jax.tree.map(lambda c, slope: c * (slope != 0), mask, jax.jit(jax.grad(some_sum))(params))
+
+
+def _spare_best(scores):
+  flat = jnp.ravel(scores)
+  return flat.at[jnp.argmax(flat)].set(jnp.inf).reshape(scores.shape)
+
+
+def _by_channel(kept: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> list[jax.Array]:
+  """Masks of all leaves from those of the pruned leaves' channels."""
+  by_module = {name.rpartition("/")[0]: mask for name, mask in kept.items()}
+  return [jnp.ones_like(leaf) * _channels_of(by_module.get(name.rpartition("/")[0]), leaf) for name, leaf in leaves.items()]
+
+
+def _keep_highest(scores: dict[str, jax.Array], sparsity) -> dict[str, jax.Array]:
+  flat = jnp.concatenate([score.ravel() for score in scores.values()])
+  remove = jnp.round(sparsity * flat.size).astype(int)
+  # By rank, not by a threshold, so that ties do not change the number.
+  order = jnp.argsort(-flat, stable=True)
+  kept = jnp.zeros_like(flat).at[order].set((jnp.arange(flat.size) < flat.size - remove).astype(flat.dtype))
+  sizes = [score.size for score in scores.values()]
+  parts: Sequence[jax.Array] = jnp.split(kept, list(_running(sizes))[:-1])
+  return {path: part.reshape(score.shape) for (path, score), part in zip(scores.items(), parts)}
+
+
+def _running(sizes):
+  total = 0
+  for size in sizes:
+    total += size
+    yield total
+
+
+def _channels_of(mask, leaf):
+  return mask if mask is not None and jnp.ndim(leaf) and leaf.shape[-1] == mask.shape[0] else 1.0

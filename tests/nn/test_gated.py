@@ -1,0 +1,161 @@
+"""Gated networks: Eq. (1), gates by name on any model, and what a network says of its layers."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.signal import correlate
+
+import metagater_jax as mg
+
+
+def float64(tree):
+  return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+def convolution(z, layer):
+  """3×3 'same' convolution of one image by scipy, channel by channel."""
+  kernel, padded = layer["kernel"], np.pad(z, ((1, 1), (1, 1), (0, 0)))
+  return np.stack([sum(correlate(padded[..., i], kernel[..., i, o], "valid", "direct") for i in range(z.shape[-1]))
+                   for o in range(kernel.shape[-1])], -1) + layer["bias"]
+
+
+def pool(x):
+  h, w, c = x.shape
+  return x[:h // 2 * 2, :w // 2 * 2].reshape(h // 2, 2, w // 2, 2, c).max((1, 3))
+
+
+def gated_forward(params, image):
+  """The four-layer network with a gate on conv3, written out in float64 NumPy: h = relu(conv(z)) ⊙ m (Eq. 1)."""
+  theta, phi = params["backbone"], params["gate"]["conv3"]
+  z = image
+  for name in ("conv1", "conv2"):
+    z = pool(np.maximum(convolution(z, theta[name]), 0))
+  log_odds = np.maximum(z.mean((0, 1)) @ phi["W1"] + phi["b1"], 0) @ phi["W2"] + phi["b2"]
+  mask = (log_odds > 0).astype(np.float64)
+  h = pool(np.maximum(convolution(z, theta["conv3"]), 0) * mask)
+  return h.ravel() @ theta["output"]["kernel"] + theta["output"]["bias"], mask
+
+
+def test_gated_network_is_equation_1(small_network, key):
+  params = small_network.init(key, (8, 8, 1))
+  params["gate"]["conv3"]["b2"] = jnp.array([0.3, -0.1, 0.0, 0.2, -2.0, 5.0])
+  images = jax.random.normal(jax.random.key(1), (6, 8, 8, 1))
+  logits, masks = small_network.apply(params, images)
+  expected = [gated_forward(float64(params), np.asarray(image, np.float64)) for image in images]
+  np.testing.assert_array_equal(masks["conv3"], [mask for _, mask in expected])
+  np.testing.assert_allclose(logits, [logit for logit, _ in expected], rtol=1e-3, atol=1e-4)
+  assert 0 < masks["conv3"].mean() < 1
+
+
+def test_without_gates_it_is_the_backbone(key):
+  backbone = mg.ConvNet4(classes=4, widths=(4, 5, 6))
+  network = mg.GatedNetwork(backbone)
+  params = network.init(key, (8, 8, 1))
+  images = jax.random.normal(key, (3, 8, 8, 1))
+  logits, masks = network.apply(params, images, key)
+  assert params["gate"] == {} and masks == {}
+  chex.assert_trees_all_equal(logits, backbone.apply({"params": params["backbone"]}, images))
+
+
+def test_the_gradient_of_a_gate_is_that_of_equation_1_also_where_the_channel_is_off(small_network, key):
+  params = small_network.init(key, (8, 8, 1))
+  gate = params["gate"]["conv3"]
+  gate["b2"] = jnp.array([3.0, -3.0, 3.0, -3.0, 0.0, 3.0])
+  gate["W2"] = jnp.zeros_like(gate["W2"])
+  images = jax.random.normal(jax.random.key(1), (6, 8, 8, 1))
+  logits = lambda b2: small_network.apply({**params, "gate": {"conv3": {**gate, "b2": b2}}}, images)[0]
+  direction = jax.random.normal(jax.random.key(2), (6, 4))
+  got = np.asarray(jax.grad(lambda b2: jnp.sum(direction * logits(b2)))(gate["b2"]))
+  # The network is linear in each channel's mask, and the backward pass multiplies with σ'(b₂): switch each channel by hand.
+  for c in range(6):
+    on, off = (logits(gate["b2"].at[c].set(value)) for value in (1.0, -1.0))
+    sigma = 1 / (1 + np.exp(-float(gate["b2"][c])))
+    np.testing.assert_allclose(got[c], sigma * (1 - sigma) * np.sum(direction * (on - off)), rtol=2e-3, atol=1e-5)
+  assert (got[[1, 3, 4]] != 0).all()
+
+
+class Residual(nn.Module):
+  """Somebody else's model: blocks, batch-free normalization, a skip connection, a strided convolution."""
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Conv(6, (3, 3), name="stem")(x)
+    x = x + Block(6, name="block")(x)
+    return nn.Dense(3)(nn.Conv(8, (3, 3), strides=2, name="down")(x).mean((1, 2)))
+
+
+class Block(nn.Module):
+  width: int
+
+  @nn.compact
+  def __call__(self, x):
+    return jax.nn.relu(nn.LayerNorm()(nn.Conv(self.width, (3, 3), name="conv")(x)))
+
+
+@pytest.mark.parametrize("layer, channels", [("stem", 6), ("block/conv", 6), ("block", 6), ("down", 8)])
+def test_a_gate_goes_on_any_layer_of_any_model_by_name(layer, channels, key):
+  network = mg.GatedNetwork(Residual(), (layer,))
+  params = network.init(key, (8, 8, 2))
+  images = jax.random.normal(key, (4, 8, 8, 2))
+  _, masks = jax.jit(network.apply)(params, images)
+  assert masks[layer].shape == (4, channels)
+  off = jax.tree.map(jnp.zeros_like, params["gate"])
+  plain, _ = mg.GatedNetwork(Residual()).apply({**params, "gate": {}}, images)
+  on = jax.tree.map(jnp.zeros_like, params["gate"])
+  on[layer]["b2"] += 1.0
+  np.testing.assert_allclose(network.apply({**params, "gate": on}, images)[0], plain, rtol=1e-5, atol=1e-6)
+  assert not np.allclose(network.apply({**params, "gate": off}, images)[0], plain)
+
+
+def test_noise_is_drawn_in_training_only_and_not_for_the_plain_gate(small_network, key):
+  params = small_network.init(key, (8, 8, 1))
+  images = jax.random.normal(key, (64, 8, 8, 1))
+  masks = lambda network, k: network.apply(params, images, k)[1]["conv3"]
+  assert (masks(small_network, key) != masks(small_network, jax.random.key(8))).any()
+  chex.assert_trees_all_equal(masks(small_network, None), masks(small_network, None))
+  plain = mg.GatedNetwork(small_network.backbone, ("conv3",), temperature=None)
+  chex.assert_trees_all_equal(masks(plain, key), masks(plain, None))
+
+
+def test_per_task_parameters_under_vmap(small_network, key):
+  params = jax.vmap(lambda k: small_network.init(k, (8, 8, 1)))(jax.random.split(key, 3))
+  images = jax.random.normal(key, (3, 5, 8, 8, 1))
+  together, _ = jax.vmap(small_network.apply)(params, images)
+  for i in range(3):
+    alone, _ = small_network.apply(jax.tree.map(lambda x: x[i], params), images[i])
+    np.testing.assert_allclose(together[i], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_errors_list_the_layers_and_name_the_shapes(key):
+  with pytest.raises(ValueError, match="'conv9' does not exist.*conv1, conv2, conv3, output"):
+    mg.GatedNetwork(mg.ConvNet4(classes=2), ("conv9",)).init(key, (8, 8, 1))
+  with pytest.raises(ValueError, match=r"expects images \(batch, height, width, channels\), got shape \(1, 8, 8\)"):
+    mg.GatedNetwork(mg.ConvNet4(classes=2)).init(key, (8, 8))
+  network = mg.GatedNetwork(mg.ConvNet4(classes=2))
+  params = network.init(key, (32, 32, 3))
+  with pytest.raises(ValueError, match=r"images of shape \(28, 28, 3\) do not fit these parameters of ConvNet4"):
+    network.apply(params, jnp.ones((1, 28, 28, 3)))
+
+
+@pytest.mark.parametrize("model, shape, expected", [
+    (mg.ConvNet4(classes=10), (32, 32, 3), [("conv1", 3, 32, 32 * 32 * 27 * 32, 27 * 32 + 32),
+                                            ("conv2", 32, 64, 16 * 16 * 288 * 64, 288 * 64 + 64),
+                                            ("conv3", 64, 128, 8 * 8 * 576 * 128, 576 * 128 + 128),
+                                            ("output", 2048, 10, 20480, 20490)]),
+    (mg.MLP(classes=10), (28, 28, 1), [("hidden1", 784, 100, 78400, 78500), ("output", 100, 10, 1000, 1010)]),
+])
+def test_layers_of_the_papers_networks(model, shape, expected):
+  layers = mg.GatedNetwork(model).layers(shape)
+  assert [(l.name, l.inputs, l.outputs, l.macs, l.parameters) for l in layers] == expected
+  assert [l.sources for l in layers] == [(), *((l.name,) for l in layers[:-1])]
+  params = model.init(jax.random.key(0), jnp.ones((1, *shape)))
+  assert sum(l.parameters for l in layers) == sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_seven_layer_network_has_six_convolutions_and_2048_features():
+  layers = mg.GatedNetwork(mg.nn.ConvNet7(classes=100)).layers((32, 32, 3))
+  assert [l.kind for l in layers] == ["conv"] * 6 + ["dense"]
+  assert layers[-1].inputs == 2048 and layers[-1].outputs == 100

@@ -1,0 +1,240 @@
+"""Schedules and masks while training, and the ANP score against finite differences of the mask."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metagater_jax as mg
+
+def score_of(meta_loss, average="signed", **options):
+  return mg.pruning.anp(meta_loss, average=average, **options)
+
+
+SAMPLE = {"ways": 3, "shots": 2, "queries": 3}
+
+
+@pytest.fixture(scope="module")
+def few_shot():
+  """(learner maker, parameters, pool): a small few-shot network on images whose brightness pattern tells the class."""
+  rng = np.random.default_rng(0)
+  labels = np.repeat(np.arange(6), 8)
+  images = (rng.normal(size=(6, 8, 8, 1))[labels] + 0.3 * rng.normal(size=(48, 8, 8, 1))).astype(np.float32)
+  network = mg.GatedNetwork(mg.nn.FewShotConvNet(classes=3, widths=(3, 4)))
+  learner = partial(mg.maml, mg.classification_loss(network))
+  return learner, network.init(jax.random.key(0), (8, 8, 1)), mg.fewshot.make_class_pool(images, labels)
+
+
+@pytest.mark.parametrize("derivative", ["exact", "first_order"])
+def test_anp_is_the_sensitivity_of_the_meta_objective_to_the_mask(derivative):
+  """Against central differences in float64 of M(w ⊙ c), and of each task's part of it: tanh network, squared loss, two inner
+  steps."""
+  rng = np.random.default_rng(3)
+  shapes = {"first": (2, 4), "second": (4, 1)}
+  w = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+  tasks = [[(rng.normal(size=(5, 2)), rng.normal(size=5)) for _ in range(2)] for _ in range(3)]
+
+  def loss(params, x, y):
+    return np.mean((np.tanh(x @ params["first"]) @ params["second"] - y[:, None])**2)
+
+  def gradient(params, x, y):
+    h = np.tanh(x @ params["first"])
+    residual = 2 * (h @ params["second"] - y[:, None]) / len(y)
+    return {"first": x.T @ (residual @ params["second"].T * (1 - h**2)), "second": h.T @ residual}
+
+  def adapt(params, support):
+    for _ in range(2):
+      params = {name: params[name] - 0.1 * g for name, g in gradient(params, *support).items()}
+    return params
+
+  def sensitivities(name, place):
+    """By task, with its sign."""
+    step = np.zeros(shapes[name])
+    step[place] = 1e-6
+    def shifted(sign, support, query):
+      if derivative == "first_order":  # what the mask changes before the inner steps, taken as constants, is changed after them
+        adapted = adapt(w, support)
+        return loss({**adapted, name: adapted[name] + sign * step * w[name]}, *query)
+      return loss(adapt({**w, name: w[name] * (1 + sign * step)}, support), *query)
+    return [(shifted(1, *task) - shifted(-1, *task)) / 2e-6 for task in tasks]
+
+  def jax_loss(params, batch, key):
+    del key
+    return jnp.mean(((jnp.tanh(batch.images @ params["first"]) @ params["second"])[:, 0] - batch.labels)**2)
+
+  stacked = mg.data.Episode(*(mg.data.Batch(*(jnp.asarray(np.stack(part), jnp.float32) for part in zip(*side)), jnp.ones((3, 5)))
+                         for side in zip(*tasks)))
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), w)
+  learner = mg.maml(jax_loss, inner_lr=0.1, inner_steps=2)
+  for options, task_axis in (({}, "map"), ({"by_layer": True}, "map"), ({}, "vmap"), ({"average": "absolute"}, "map"),
+                             ({"average": "absolute", "by_layer": True}, "map")):
+    score = score_of(learner.meta_loss, derivative=derivative, **options)(params, stacked, task_axis=task_axis)
+    absolute = "average" in options
+    for name, shape in shapes.items():
+      expected = [np.mean(np.abs(s)) if absolute else np.abs(np.mean(s))
+                  for s in (sensitivities(name, place) for place in np.ndindex(shape))]
+      np.testing.assert_allclose(score[name].ravel(), expected, rtol=2e-3, atol=1e-6)
+
+
+def test_by_layer_takes_a_gradient_per_layer(few_shot):
+  """A kernel and its bias are one layer: as many gradients as layers, and the score is that of all at once."""
+  make, params, pool = few_shot
+  learner, gradients = make(inner_lr=0.1, inner_steps=1), []
+  episodes = mg.fewshot.sample_episodes(jax.random.key(1), pool, 2, **SAMPLE)
+
+  def meta_loss(*args, **options):
+    gradients.append(args)
+    return learner.meta_loss(*args, **options)
+  score = score_of(meta_loss, by_layer=True)(params, episodes, task_axis="vmap")
+  assert len(gradients) == len(params["backbone"]) < len(jax.tree.leaves(params))
+  chex.assert_trees_all_close(score, score_of(learner.meta_loss)(params, episodes), rtol=1e-3, atol=1e-6)
+
+
+def test_first_order_is_exact_without_inner_steps_of_any_length(few_shot):
+  make, params, pool = few_shot
+  episodes = mg.fewshot.sample_episodes(jax.random.key(1), pool, 4, **SAMPLE)
+  scores = {(rate, derivative): score_of(make(inner_lr=rate, inner_steps=2).meta_loss, derivative=derivative)(params, episodes)
+            for rate in (0.0, 0.1) for derivative in mg.optim.DERIVATIVES}
+  chex.assert_trees_all_close(scores[0.0, "exact"], scores[0.0, "first_order"], rtol=1e-4, atol=1e-6)
+  kernel = lambda score: np.asarray(score["backbone"]["conv1"]["kernel"])
+  assert not np.allclose(kernel(scores[0.1, "exact"]), kernel(scores[0.1, "first_order"]), rtol=0.02)
+
+
+def test_a_score_with_a_mask_is_that_of_the_smaller_network(few_shot):
+  """What is gone must not move in the inner loop of the next score: against a loss that cannot see it."""
+  make, params, pool = few_shot
+  episodes = mg.fewshot.sample_episodes(jax.random.key(1), pool, 2, **SAMPLE)
+  mask = mg.make_mask(mg.pruning.magnitude()(params), 0.5)
+  params, learner = mg.pruning.apply_mask(params, mask), make(inner_lr=0.5, inner_steps=3)
+  loss = lambda w, batch, key: make.args[0](mg.pruning.apply_mask(w, mask), batch, key)
+  score = score_of(learner.meta_loss)(params, episodes, mask=mask)
+  expected = score_of(mg.maml(loss, inner_lr=0.5, inner_steps=3).meta_loss)(params, episodes)
+  chex.assert_trees_all_close(score, expected, rtol=1e-3, atol=1e-5)
+  unmasked = score_of(learner.meta_loss)(params, episodes)
+  assert not np.allclose(score["backbone"]["conv2"]["kernel"], unmasked["backbone"]["conv2"]["kernel"], rtol=0.05, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind, expected", [("linear", [0, 0.2, 0.4, 0.6, 0.8, 0.8]), ("one_shot", [0.8] * 6),
+                                            ("cubic", [0, 0.4625, 0.7, 0.7875, 0.8, 0.8])])
+def test_schedules(kind, expected):
+  schedule = mg.pruning.sparsity_schedule(kind, 0.8, begin=10, end=50, every=10)
+  np.testing.assert_allclose([schedule.sparsity(jnp.array(step)) for step in (10, 20, 30, 40, 50, 60)], expected, atol=1e-6)
+  due = [step for step in range(100) if schedule.due(jnp.array(step))]
+  assert due == ([10] if kind == "one_shot" else [10, 20, 30, 40, 50])
+
+
+def test_a_schedule_ends_at_its_sparsity_whatever_divides():
+  schedule = mg.pruning.sparsity_schedule("linear", 0.9, begin=0, end=25, every=10, start=0.5)
+  assert [step for step in range(100) if schedule.due(jnp.array(step))] == [0, 10, 20, 25]
+  np.testing.assert_allclose(schedule.sparsity(jnp.array(25)), 0.9, rtol=1e-6)
+
+
+def test_stages_reach_their_levels_and_rest():
+  schedule = mg.pruning.staged_schedule((0.5, 0.9), 100, every=20)
+  due = [step for step in range(250) if schedule.due(jnp.array(step))]
+  assert due == [0, 20, 40, 50, 100, 120, 140, 150]
+  np.testing.assert_allclose([schedule.sparsity(jnp.array(step)) for step in (0, 25, 50, 99, 100, 125, 150, 199, 230)],
+                             [0, 0.4375, 0.5, 0.5, 0.5, 0.85, 0.9, 0.9, 0.9], atol=1e-6)
+  with pytest.raises(ValueError, match=r"must increase and lie in \[0, 1\), got \(0.9, 0.5\)"):
+    mg.pruning.staged_schedule((0.9, 0.5), 100)
+  with pytest.raises(ValueError, match="leave a step of 1 to recover"):
+    mg.pruning.staged_schedule((0.5, 0.9), 1)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("linear", 1.0), r"sparsity must lie in \[0, 1\), got 1.0"), (("linear", -0.1), "got -0.1"),
+    (("quadratic", 0.5), "unknown pruning schedule 'quadratic'"), (("linear", 0.5), "begin 0, end 0 and every 1")])
+def test_impossible_schedules(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    mg.pruning.sparsity_schedule(*arguments)
+  with pytest.raises(ValueError, match="from 0.9 down to 0.5"):
+    mg.pruning.sparsity_schedule("one_shot", 0.5, start=0.9)
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_masks_hold_while_training_and_grow(few_shot, granularity):
+  make, params, pool = few_shot
+  learner = make(inner_lr=0.1, inner_steps=2)
+  optimizer = mg.gradual_pruning(optax.adam(1e-2), mg.pruning.sparsity_schedule("cubic", 0.6, begin=2, end=10, every=4),
+                                 granularity=granularity, prunable=lambda path, leaf: mg.pruning.is_kernel(path, leaf) and "output" not in path)
+  score = score_of(learner.meta_loss)
+  step = jax.jit(partial(mg.fewshot.run_meta_steps, learner, optimizer, lambda key, pool: mg.fewshot.sample_episode(key, pool, **SAMPLE),
+                         steps=1, episodes=2, score=score, score_episodes=4))
+  state, masks = mg.fewshot.meta_init(learner, optimizer, params, jax.random.key(5)), []
+  for _ in range(12):
+    state, _ = step(state, pool)
+    masks.append(mg.pruning.pruning_mask(state.optimizer))
+    for tree in (state.params, *(s for s in state.optimizer.inner[0] if jax.tree.structure(s) == jax.tree.structure(params))):
+      jax.tree.map(lambda w, c: np.testing.assert_array_equal(np.asarray(w)[np.asarray(c) == 0], 0), tree, masks[-1])
+  adapted = learner.adapt(state.params, mg.fewshot.sample_episode(jax.random.key(9), pool, **SAMPLE).support, masks[-1])
+  jax.tree.map(lambda w, c: np.testing.assert_array_equal(np.asarray(w)[np.asarray(c) == 0], 0), adapted, masks[-1])
+  for before, after in zip(masks, masks[1:]):
+    jax.tree.map(lambda b, a: np.testing.assert_array_less(np.asarray(a), np.asarray(b) + 0.5), before, after)
+  sparsities = [float(mg.pruning.mask_sparsity(mask, lambda path, leaf: "conv" in path and mg.pruning.is_kernel(path, leaf))) for mask in masks]
+  assert sparsities[1] == sparsities[2] == 0
+  assert 0.3 < sparsities[6] < 0.6 and abs(sparsities[10] - 0.6) < (0.02 if granularity == "weight" else 0.2)
+  assert sparsities[11] == sparsities[10]
+  kernel = np.asarray(state.params["backbone"]["conv1"]["kernel"])
+  assert (kernel != 0).any()
+  if granularity == "channel":
+    off = (kernel == 0).all((0, 1, 2))
+    assert off.any() and (np.asarray(state.params["backbone"]["conv1"]["bias"])[off] == 0).all()
+
+
+def test_pruned_training_is_training_of_the_smaller_network():
+  """Two of four features pruned at the first step: from there on it is Adam on the other two alone."""
+  rng = np.random.default_rng(0)
+  x, y = jnp.asarray(rng.normal(size=(30, 4))), jnp.asarray(rng.normal(size=30))
+  loss = lambda w, x: jnp.mean((x @ w["w"][:, 0] - y)**2)
+  w = {"w": jnp.asarray(rng.normal(size=(4, 1)))}
+  kept = np.sort(np.argsort(np.abs(np.asarray(w["w"][:, 0])))[2:])  # the score is |w| where none is given
+  optimizer, plain = mg.gradual_pruning(optax.adam(0.1), mg.pruning.sparsity_schedule("one_shot", 0.5)), optax.adam(0.1)
+  updates, state = optimizer.update(jax.grad(loss)(w, x), optimizer.init(w), w)
+  w = optax.apply_updates(w, updates)
+  small, plain_state = jax.tree.map(lambda s: s[kept] if np.shape(s) == (4, 1) else s, (w, state.inner))
+  for _ in range(20):
+    updates, state = optimizer.update(jax.grad(loss)(w, x), state, w)
+    w = optax.apply_updates(w, updates)
+    updates, plain_state = plain.update(jax.grad(loss)(small, x[:, kept]), plain_state, small)
+    small = optax.apply_updates(small, updates)
+  np.testing.assert_allclose(w["w"][kept], small["w"], rtol=1e-5)
+  assert np.count_nonzero(w["w"]) == 2
+
+
+def test_it_works_inside_a_chain_and_in_any_loop():
+  w = {"kernel": jnp.arange(1.0, 9.0).reshape(2, 4), "bias": jnp.zeros(4)}
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0),
+                          mg.gradual_pruning(optax.sgd(0.1), mg.pruning.sparsity_schedule("one_shot", 0.5)))
+  score = jax.tree.map(lambda x: -x + 100, w)  # the largest weights are the least important
+  updates, state = jax.jit(lambda g, s, w: optimizer.update(g, s, w, score=lambda: score))(w, optimizer.init(w), w)
+  assert (np.asarray(optax.apply_updates(w, updates)["kernel"])[1] == 0).all()
+  assert mg.pruning.pruning_mask(state)["kernel"].tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
+  with pytest.raises(ValueError, match="no gradual_pruning"):
+    mg.pruning.pruning_mask(optax.adam(0.1).init(w))
+  with pytest.raises(ValueError, match="not a pytree like the parameters"):
+    optimizer.update(w, optimizer.init(w), w, score={"kernel": w["kernel"]})
+  with pytest.raises(ValueError, match="needs the parameters"):
+    optimizer.update(w, optimizer.init(w))
+
+
+def test_episodes_over_a_mesh_are_the_same_training(few_shot):
+  make, params, pool = few_shot
+  learner = make(inner_lr=0.1)
+  optimizer = mg.gradual_pruning(optax.sgd(0.1), mg.pruning.sparsity_schedule("one_shot", 0.5, begin=1))
+  score = score_of(learner.meta_loss)
+  results = []
+  for mesh in (None, mg.core.task_mesh(jax.devices()[:2])):
+    step = jax.jit(partial(mg.fewshot.run_meta_steps, learner, optimizer, lambda key, pool: mg.fewshot.sample_episode(key, pool, **SAMPLE),
+                           steps=4, episodes=4, score=score, score_episodes=2, mesh=mesh))
+    results.append(step(mg.fewshot.meta_init(learner, optimizer, params, jax.random.key(5)), pool))
+  (one, one_metrics), (spread, spread_metrics) = jax.device_get(results[0][:2]), jax.device_get(results[1][:2])
+  chex.assert_trees_all_close(one.params, spread.params, rtol=1e-4, atol=1e-5)
+  chex.assert_trees_all_equal(mg.pruning.pruning_mask(one.optimizer), mg.pruning.pruning_mask(spread.optimizer))
+  np.testing.assert_allclose(one_metrics["loss"], spread_metrics["loss"], rtol=1e-4)
+  with pytest.raises(ValueError, match="3 tasks cannot be spread evenly over 2 devices"):
+    mg.fewshot.run_meta_steps(learner, optimizer, lambda key, pool: mg.fewshot.sample_episode(key, pool, **SAMPLE), one, pool, steps=1,
+                      episodes=3, mesh=mg.core.task_mesh(jax.devices()[:2]))
