@@ -4,6 +4,7 @@ not, and accuracy on episodes of classes that it never saw.
 Fields are overridden with --config.field=value, as --config.prune.score=anp --config.prune.sparsity=0.85.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ def run(config: ConfigDict, workdir: str | Path, splits: fewshot.Splits | None =
   return result
 
 
-def main() -> None:
-  """The command."""
-  def body(config, workdir):
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command. Bad input ends it with one line on standard error and exit status 2."""
+  def body(config, workdir, options):
+    del options
     use_cores(config)
     run(config, workdir)
-  launch("experiments.fewshot", "cifarfs_maml", base_config(), body)
+  launch("experiments.fewshot", "cifarfs_maml", base_config(), body, arguments)
 
 
 if __name__ == "__main__":

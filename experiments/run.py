@@ -4,6 +4,7 @@ Without --config it runs the embedded digits. Fields are overridden with --confi
 runs on each, with --coordinator, --num_processes and --process_id, or --distributed; only process 0 writes.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,6 @@ from experiments.runs.records import check_workdir
 from metagater_jax.data.datasets import Dataset
 
 __all__ = ["main", "run"]
-
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, for a run on several processes.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this one, from 0.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Take these three from a TPU pod, SLURM or MPI.")
-_TIMEOUT = flags.DEFINE_integer("timeout", 300, "Seconds to wait for the other processes.")
 
 
 def run(config: ConfigDict, workdir: str | Path, dataset: Dataset | None = None, quiet: bool = False) -> dict[str, Any]:
@@ -49,16 +44,24 @@ def run(config: ConfigDict, workdir: str | Path, dataset: Dataset | None = None,
   return result
 
 
-def main() -> None:
-  """The command."""
-  launch("experiments.run", "digits", base_config(), _run)
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command. Bad input ends it with one line on standard error and exit status 2."""
+  launch("experiments.run", "digits", base_config(), _run, arguments, _define)
 
 
-def _run(config: ConfigDict, workdir: Path):
-  if not _PROCESS_ID.value:
+def _define(values):
+  flags.DEFINE_string("coordinator", None, "host:port of process 0, for a run on several processes.", flag_values=values)
+  flags.DEFINE_integer("num_processes", None, "How many processes there are.", flag_values=values)
+  flags.DEFINE_integer("process_id", None, "Number of this one, from 0.", flag_values=values)
+  flags.DEFINE_bool("distributed", False, "Take these three from a TPU pod, SLURM or MPI.", flag_values=values)
+  flags.DEFINE_integer("timeout", 300, "Seconds to wait for the other processes.", flag_values=values)
+
+
+def _run(config, workdir, options):
+  if not options.process_id:
     check_workdir(workdir)  # before the others wait for this process
-  join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, environment=_DISTRIBUTED.value, timeout=_TIMEOUT.value)
-  if _COORDINATOR.value is None and not _DISTRIBUTED.value:
+  join(options.coordinator, options.num_processes, options.process_id, environment=options.distributed, timeout=options.timeout)
+  if options.coordinator is None and not options.distributed:
     use_cores(config)
   run(config, workdir)
 

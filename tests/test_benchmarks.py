@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import measure, rounds, scaling
-from experiments import summarize
+from experiments.reports.benchmarks import section_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,7 +38,7 @@ def test_the_command_writes_its_table_with_facts_about_the_machine(tmp_path):
   assert {"processor", "cores", "backend", "jax", "date"} <= set(record["machine"]) and record["quick"]
   assert all({"section", "what", "value", "unit"} <= set(row) and np.isfinite(row["value"]) for row in record["rows"])
   assert all(row["what"] in done.stdout for row in record["rows"])
-  assert "lasso: time per step" in summarize._benchmark_table(record)
+  assert "lasso: time per step" in section_table(record, "others")
 
 
 @pytest.mark.parametrize("argument, message", [

@@ -107,9 +107,10 @@ def check_config(config: ConfigDict) -> ConfigDict:
   if config.personalizer is None:
     config.personalizer = registry.default_personalizer(config.algorithm, config.gated)
   fields.check_personalizer(config, config.gated)
-  for field, value in sorted(settings_of(config).items(), key=lambda setting: callable(setting[1])):  # what follows from others comes last
-    if config[field] is None:
-      config[field] = value(config) if callable(value) else value
+  settings = settings_of(config)
+  for field, value in settings.items():
+    if config[field] is None and not callable(value):
+      config[field] = value
   if config.gamma is not None:
     check_known("gamma", config.gamma, mg.optim.GAMMA_SCHEDULES)
   if config.memory_mb is not None and config.memory_mb < 1:
@@ -140,6 +141,9 @@ def check_config(config: ConfigDict) -> ConfigDict:
                       f"target_tasks={config.target_tasks}, validation_tasks={config.validation_tasks}); use a smaller cohort or "
                       "more tasks.")
   fields.check_pruning(config.prune)
+  for field, value in settings.items():
+    if config[field] is None and callable(value):  # what follows from other fields, which are checked by now
+      config[field] = value(config)
   row = registry.DATASETS.get(config.dataset, registry.DatasetRow())
   _check_network(config, classes=2, image_shape=row.image_shape)
   _check_task_axis(config)
@@ -190,7 +194,7 @@ def _check_task_axis(config):
   if config.task_axis == "merged" and not mergeable:
     raise ConfigError(f"task_axis 'merged' needs an algorithm whose clients take one plain gradient step, but {config.algorithm} "
                       f"with local_steps={config.local_steps} does not; use 'auto', 'vmap', 'map' or a number of tasks.")
-  fields.check_devices(config, mergeable)
+  fields.check_devices(config, may_merge=True)
 
 
 def _check_network(config, classes, image_shape):

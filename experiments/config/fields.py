@@ -84,12 +84,12 @@ def check_widths(config: ConfigDict) -> None:
     raise ConfigError(f"widths must be positive whole numbers, one per layer, got {tuple(config.widths)}.")
 
 
-def check_devices(config: ConfigDict, mergeable: bool = False) -> None:
-  """Raises a ConfigError for a `mesh` or `task_axis` that cannot be; `mergeable` is the algorithm's."""
+def check_devices(config: ConfigDict, *, may_merge: bool = False) -> None:
+  """Raises a ConfigError for a `mesh` or `task_axis` that cannot be; `may_merge` says whether tasks can be merged at all."""
   if config.mesh not in ("none", "auto") and not (config.mesh.isdigit() and int(config.mesh) > 0):
     raise ConfigError(f"mesh must be 'none', 'auto' or a number of devices, got '{config.mesh}'.")
-  if config.task_axis not in mg.core.task_axes(mergeable) and not (config.task_axis.isdigit() and int(config.task_axis) > 0):
-    raise ConfigError(unknown("task_axis", config.task_axis, mg.core.task_axes(mergeable)) + " It may also be a number of tasks.")
+  if config.task_axis not in mg.core.task_axes(may_merge) and not (config.task_axis.isdigit() and int(config.task_axis) > 0):
+    raise ConfigError(unknown("task_axis", config.task_axis, mg.core.task_axes(may_merge)) + " It may also be a number of tasks.")
 
 
 def check_personalizer(config: ConfigDict, gated: bool) -> None:

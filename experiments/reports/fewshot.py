@@ -1,24 +1,32 @@
 """Tables of few-shot runs, from results/fewshot.json."""
 
 import itertools
+import json
 from typing import Any
 
 import numpy as np
 
+from experiments.config.fewshot import base_config
 from experiments.config.registry import NETWORKS
 from experiments.reports.markdown import table
 from experiments.runs.fewshot import SETTINGS
 from experiments.runs.measures import interval
 from experiments.runs.records import model_name
 
-__all__ = ["pairs_table", "runs_table"]
+__all__ = ["complete", "pairs_table", "runs_table"]
+
+
+def complete(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Entries with the settings that are newer than they are, at their defaults, and today's names of networks."""
+  defaults = {name: value for name, value in json.loads(base_config().to_json_best_effort()).items() if name in SETTINGS}
+  return [defaults | entry | {"model": model_name(entry["model"])} for entry in entries]
 
 
 def runs_table(entries: list[dict[str, Any]]) -> str:
   """What each run reached."""
   share = lambda a: f"{100 * a['mean']:.1f} ± {100 * a['ci95']:.1f}"
   rows = []
-  for e in entries:
+  for e in complete(entries):
     rate = f"{e['inner_lr']:g}{' at first, learned' if e['learn_rates'] else ''}"
     rows.append([f"{e['name']}, {e['ways']}-way {e['shots']}-shot", f"{_network(e)}, {e['learner']}",
                  f"{e['inner_steps']} steps of {rate}; {e['test_inner_steps']} in test",
@@ -33,7 +41,7 @@ def pairs_table(entries: list[dict[str, Any]]) -> str:
   """Runs that differ in settings of training only, episode by episode; those of different seeds are not compared."""
   rows = []
   tested = ("dataset", "alphabets", "ways", "shots", "queries", "seed")
-  for a, b in itertools.combinations([e for e in entries if "accuracies" in e], 2):  # the oldest lack them
+  for a, b in itertools.combinations([e for e in complete(entries) if "accuracies" in e], 2):  # the oldest lack them
     if any(a[name] != b[name] for name in tested) or len(a["accuracies"]) != len(b["accuracies"]):
       continue
     differing = [name for name in SETTINGS if a[name] != b[name]]
@@ -45,7 +53,7 @@ def pairs_table(entries: list[dict[str, Any]]) -> str:
 
 
 def _network(entry):
-  return (f"{NETWORKS[model_name(entry['model'])].label} ({'-'.join(map(str, entry['widths']))}; "
+  return (f"{NETWORKS[entry['model']].label} ({'-'.join(map(str, entry['widths']))}; "
           f"{entry['parameters']['all']:,} parameters)")
 
 

@@ -23,7 +23,7 @@ from experiments.reports.statistics import paired_difference
 from experiments.runs.records import read_metrics, read_result, write_json
 from experiments.studies.protocols import CLASSES, CURVES, EXTRA, PROTOCOL_LABELS, TABLES, Row, is_pruning, label_of, rows_of
 
-__all__ = ["build", "claims_table", "explain", "overview", "protocol_table", "render", "table_markdown", "write"]
+__all__ = ["build", "claims_table", "explain", "overview", "protocol_table", "render", "table_markdown", "text", "write"]
 
 # "At most a slight accuracy drop": so many points, fixed before any run was looked at.
 SLIGHT = 0.01
@@ -40,9 +40,9 @@ def write(workdir: Path, tables: Sequence[str], seeds: Sequence[int], configs: M
 def render(content: dict[str, Any], folder: Path) -> None:
   """report.md, report.html (figures inside) and figures/ from the structure that report.json holds."""
   drawn = _draw(content, folder / "figures")
-  text = _markdown(content, drawn)
-  (folder / "report.md").write_text(text)
-  (folder / "report.html").write_text(_html(text, folder))
+  page = text(content, drawn)
+  (folder / "report.md").write_text(page)
+  (folder / "report.html").write_text(_html(page, folder))
 
 
 # --- from records to numbers
@@ -370,7 +370,8 @@ def _paper(row):
   return "" if row["paper_seconds"] is None else f"{row['paper_seconds']:g}"
 
 
-def _markdown(content, drawn):
+def text(content: Mapping[str, Any], drawn: Sequence[str]) -> str:
+  """report.md from what report.json holds, with the figures of these names."""
   seeds = content["seeds"]
   parts = [
       "# MetaGater: the paper's tables on real data",

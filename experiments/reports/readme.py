@@ -77,8 +77,9 @@ def record_fewshot(workdir: Path, results: Path) -> None:
   entry = {name: result[name] for name in fields}
   entry["prune"] = result["prune"] if result["prune"]["sparsity"] else None
   entry["accuracies"] = np.loadtxt(workdir / "test_episodes.csv", delimiter=",", skiprows=1)[:, 1].round(4).tolist()
+  entry = fewshot.complete([entry])[0]
   path = results / "fewshot.json"
-  held = json.loads(path.read_text()) if path.is_file() else []
+  held = fewshot.complete(json.loads(path.read_text())) if path.is_file() else []
   key = lambda entry: [str(entry[name]) for name in SETTINGS]
   entries = [other for other in held if key(other) != key(entry)] + [entry]
   text = json.dumps(sorted(entries, key=key), indent=1)
@@ -121,7 +122,11 @@ def write_page(text: str, results: Path) -> str:
 
 
 def write_pages(root: Path) -> None:
-  """README.md and all pages of docs/, below a checkout's root, from its results/."""
+  """README.md, all pages of docs/ and the reports beside the records, below a checkout's root, from its results/."""
+  tables, scores = root / "results" / "tables", root / "results" / "anp"
+  drawn = [figure.stem for figure in (tables / "figures").glob("*.png")]
+  (tables / "report.md").write_text(paper.text(json.loads((tables / "report.json").read_text()), drawn))
+  (scores / "anp.md").write_text(anp.markdown(json.loads((scores / "anp.json").read_text())))
   for page in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
     page.write_text(write_page(page.read_text(), root / "results"))
 

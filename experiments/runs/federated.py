@@ -201,7 +201,7 @@ class _Experiment:
 
     writers = [records.MetricsWriter(m.workdir) for m in members] if jax.process_index() == 0 else []
     rows, errors, round_ms, done = [[] for _ in members], {}, [], 0
-    quiet = quiet or jax.process_index() > 0
+    quiet = quiet or jax.process_index() > 0 or not rounds
     progress = Progress(rounds, quiet, "round", clock)
     for count in blocks or [0]:  # without rounds a given model is evaluated once
       if len(errors) == len(members):

@@ -24,7 +24,9 @@ __all__ = ["SETTINGS", "FewShot", "load_splits", "run"]
 
 # Fields on which the numbers of a run depend; they are in its result, and tell runs apart where several are recorded.
 SETTINGS = ("name", "dataset", "alphabets", "learner", "derivative", "model", "widths", "ways", "shots", "queries", "train_queries",
-            "augment", "inner_lr", "inner_steps", "learn_rates", "test_inner_steps", "outer_lr", "episodes", "steps", "seed", "prune")
+            "augment", "inner_lr", "inner_steps", "learn_rates", "test_inner_steps", "outer_lr", "episodes", "steps", "seed", "prune",
+            "personalizer", "gated_layers", "gate_hidden", "gate_temperature", "gate_initial_log_odds", "gate_logit_scale", "compute_dtype",
+            "adapt_lr", "adapt_steps", "gate_adapt_lr", "target_sparsity")
 
 Splits = dict[str, mg.fewshot.ClassPool]
 
@@ -71,12 +73,12 @@ def run(config: ConfigDict, workdir: str | Path, splits: Splits | None = None, q
   np.savetxt(workdir / "test_episodes.csv", np.stack([before, after], 1), "%.6f", delimiter=",", comments="",
              header="accuracy_before,accuracy")  # of the same episodes in each run: what another run is paired with
   seconds = experiment.clock.seconds | {"total": time.perf_counter() - start}
-  settings = config.to_dict() | {"widths": list(experiment.network.backbone.widths), "alphabets": list(config.alphabets)}
+  settings = config.to_dict() | {"widths": list(experiment.network.backbone.widths), "alphabets": list(config.alphabets),
+                                 "gated_layers": list(config.gated_layers)}
   result = {name: settings[name] for name in SETTINGS}
   result |= {"accuracy": interval(after), "accuracy_before_adaptation": interval(before),
              "sparsity": experiment.sparsity(state), "sparsity_by_layer": experiment.sparsity_by_layer(state),
-             **experiment.cost(state), "personalizer": config.personalizer, "gated_layers": list(config.gated_layers),
-             "episodes_per_second": experiment.episodes_per_second(),
+             **experiment.cost(state), "episodes_per_second": experiment.episodes_per_second(),
              "compile_seconds": seconds["compile"], "seconds": seconds, "versions": records.versions(),
              "devices": [device.device_kind for device in jax.devices()]}
   pruning = mg.pruning.find_pruning(state.optimizer)

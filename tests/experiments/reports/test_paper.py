@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import report
+from experiments.reports import paper as report
 from experiments.reports.statistics import paired_difference
 from experiments.studies.protocols import Row
-from experiments.tables import config_of
+from experiments.studies.paper import config_of
 from records import record
 
 SEEDS = (1, 2, 3, 4, 5)

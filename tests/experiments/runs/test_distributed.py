@@ -14,11 +14,14 @@ import pytest
 
 import metagater_jax as mg
 from configs import digits, mnist
-from experiments import distributed, placement, registry, training
-from experiments.config import ConfigError, check_config
-from experiments.training import load_parameters, run, run_seeds
+from experiments.config import ConfigError, registry
+from experiments.config.federated import check_config
+from experiments.run import run
+from experiments.runs import distributed, federated as training, placement
+from experiments.runs.federated import run_seeds
+from experiments.runs.records import load_parameters
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHORT = ["--config.rounds=6", "--config.eval_every=3", "--config.rounds_per_dispatch=2", "--config.seed=3"]
 
 
@@ -132,12 +135,14 @@ def test_defaults_follow_the_devices():
   mesh = placement.make_mesh(check_config(small_config(mesh="auto")))
   assert mesh.size == 8 and placement.make_mesh(config) is None
   assert placement.make_mesh(check_config(small_config(mesh="2"))).size == 2
-  assert placement.microbatch(config, mesh) == 2 and placement.microbatch(config, None) == 0
-  assert placement.microbatch(check_config(small_config(microbatch=7)), mesh) == 7
+  convolutions, mlp_network = (registry.make_network(c, 10) for c in (config, check_config(mnist.get_config())))
+  assert placement.microbatch(config, convolutions, mesh) == 2 and placement.microbatch(config, convolutions, None) == 0
+  assert placement.microbatch(check_config(mnist.get_config()), mlp_network, mesh) == 0
+  assert placement.microbatch(check_config(small_config(microbatch=7)), convolutions, mesh) == 7
   one_step, two_steps = (mg.fedavg(None, local_lr=0.1, local_steps=k) for k in (1, 2))
   mlp = check_config(mnist.get_config())
-  assert (registry.train_axis(mlp, one_step), registry.train_axis(mlp, two_steps)) == ("merged", "vmap")
-  assert (registry.train_axis(config, one_step), registry.evaluation_axis(mlp)) == ("auto", "vmap")
+  assert [registry.train_axis(mlp, mlp_network, algorithm) for algorithm in (one_step, two_steps)] == ["merged", "vmap"]
+  assert (registry.train_axis(config, convolutions, one_step), registry.evaluation_axis(mlp, mlp_network)) == ("auto", "vmap")
 
 
 def test_several_seeds_at_once_need_one_device(tmp_path):
@@ -212,7 +217,7 @@ def test_a_port_that_is_taken_and_a_count_that_differs():
 
 
 def test_cores_that_cannot_be_used_any_more_are_said():
-  code = ("import jax; jax.random.key(0)\nfrom configs import cifarfs_maml\nfrom experiments import placement\n"
+  code = ("import jax; jax.random.key(0)\nfrom configs import cifarfs_maml\nfrom experiments.runs import placement\n"
           "placement.use_cores(cifarfs_maml.get_config())")
   process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
   assert "JAX is in use already, with 1 device(s)" in process.stderr

@@ -13,34 +13,33 @@ import pytest
 
 import metagater_jax as mg
 from configs import cifar10, cifar10_moderate, cifar10_small, cifar100, digits, mnist
-from experiments import training
-from experiments.config import ConfigError, check_config
+from experiments.config import ConfigError
+from experiments.config.federated import check_config
+from experiments.config.registry import make_network
+from experiments.run import main, run
+from experiments.runs.records import DivergedError, Progress, load_model, load_parameters
 from experiments.runs.programs import Clock
-from experiments.registry import make_network
-from experiments.reporting import Progress
-from experiments.sparsity_curve import curve_of_run
+from experiments.studies.sparsity_curve import curve_of_run
 from metagater_jax.data.datasets import Dataset, load_dataset
+from commands import call
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHORT = ["--config.rounds=6", "--config.eval_every=3", "--config.rounds_per_dispatch=2"]
-
-
-def command(*arguments, **environment):
-  return subprocess.run([sys.executable, "-m", "experiments.run", *arguments], cwd=ROOT, text=True, capture_output=True,
-                        timeout=300, env={**os.environ, **environment})
 
 
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory):
-  """The default command twice with one seed, in processes of their own, each of which compiles its programs itself."""
+  """The default command twice with one seed: in a process of its own, which compiles its programs itself, and in this one."""
   folders = [tmp_path_factory.mktemp("run") / "work" for _ in range(2)]
-  return folders, [command(f"--workdir={folder}", "--config.seed=3", *SHORT, JAX_ENABLE_COMPILATION_CACHE="false")
-                   for folder in folders]
+  process = subprocess.run([sys.executable, "-m", "experiments.run", f"--workdir={folders[0]}", "--config.seed=3", *SHORT], cwd=ROOT, text=True,
+                           capture_output=True, timeout=300, env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"})
+  return folders, [process, call(main, f"--workdir={folders[1]}", "--config.seed=3", *SHORT)]
 
 
 def test_the_command_writes_everything(two_runs):
-  (folder, _), (process, _) = two_runs
+  (folder, _), (process, other) = two_runs
   assert process.returncode == 0, process.stderr
+  assert other.status == 0, other.err
   assert {path.name for path in folder.iterdir()} == {
       "config.json", "partition.json", "metrics.jsonl", "metrics.csv", "accuracy.png", "tasks.png", "meta_model.npz",
       "result.json"}
@@ -102,10 +101,10 @@ def test_the_saved_partition_and_model_are_those_of_the_result(two_runs):
   saved = json.loads((folder / "partition.json").read_text())
   data = load_dataset("digits")
   population = mg.make_population(data.images, data.labels, mg.data.Partition.from_json(saved["tasks"]))
-  params, scalars = training.load_parameters(folder / "meta_model.npz")
+  model, scalars = load_model(folder)
   network = make_network(check_config(digits.get_config()), 10)
   for i, task in enumerate(saved["target_tasks"]):
-    metrics = mg.evaluate_task(network, params, population.test(task))
+    metrics = mg.evaluate_task(network, model, population.test(task))
     assert float(metrics.accuracy) == pytest.approx(result["accuracy_before_adaptation"]["per_task"][i], abs=1e-6)
   assert float(scalars["threshold"]) == pytest.approx(result["gate_threshold"])
 
@@ -113,8 +112,8 @@ def test_the_saved_partition_and_model_are_those_of_the_result(two_runs):
 def test_a_finished_run_is_not_overwritten(two_runs):
   folder = two_runs[0][0]
   before = (folder / "result.json").read_bytes()
-  process = command(f"--workdir={folder}", *SHORT)
-  assert process.returncode == 2 and "already holds another run (config.json, metrics.jsonl, result.json)" in process.stderr
+  outcome = call(main, f"--workdir={folder}", *SHORT)
+  assert outcome.status == 2 and "already holds another run (config.json, metrics.jsonl, result.json)" in outcome.err
   assert (folder / "result.json").read_bytes() == before
 
 
@@ -130,9 +129,9 @@ def test_pruning_in_the_rounds(tmp_path):
   config = digits.get_config()
   config.update(rounds=6, eval_every=3, widths=(4, 6, 8), algorithm="fedavg")
   config.prune.update(score="anp", sparsity=0.8, every=1)
-  result = training.run(config, tmp_path / "run", quiet=True)
+  result = run(config, tmp_path / "run", quiet=True)
   assert result["pruned"] == pytest.approx(0.8, abs=0.005)
-  params, _ = training.load_parameters(tmp_path / "run" / "meta_model.npz")
+  params, _ = load_parameters(tmp_path / "run" / "meta_model.npz")
   leaves = jax.tree.leaves(params["backbone"])
   kernels = [leaf for leaf in leaves if leaf.ndim == 4]  # the convolutions'; the last layer stays
   assert (params["backbone"]["output"]["kernel"] != 0).all()
@@ -143,6 +142,9 @@ def test_pruning_in_the_rounds(tmp_path):
   places = {"conv1": 8 * 8, "conv2": 4 * 4, "conv3": 2 * 2, "output": 1}  # per image, at which a kernel is applied
   macs = sum(count * (params["backbone"][name]["kernel"] != 0).sum() for name, count in places.items())
   assert 0.9 * macs < result["macs"]["effective"] <= macs
+  mask = load_model(tmp_path / "run")[0].mask["backbone"]
+  jax.tree.map(lambda w, c: np.testing.assert_array_equal(w != 0, c == 1), {n: params["backbone"][n]["kernel"] for n in places},
+               {n: mask[n]["kernel"] for n in places})
   rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   assert rows[0]["pruned"] < rows[1]["pruned"] == result["pruned"]
   assert result["accuracy"]["mean"] > result["accuracy_before_adaptation"]["mean"]
@@ -161,10 +163,9 @@ def test_pruning_in_the_rounds(tmp_path):
     (["--config.beta=abc"], "could not convert string to float: 'abc'"),
 ])
 def test_bad_input_ends_the_command_with_one_clear_line(arguments, message, tmp_path):
-  process = command(f"--workdir={tmp_path / 'w'}", *arguments)
-  assert process.returncode == 2
-  assert process.stderr.startswith("experiments.run: ") and message in process.stderr
-  assert "Traceback" not in process.stderr
+  outcome = call(main, f"--workdir={tmp_path / 'w'}", *arguments)
+  assert outcome.status == 2 and outcome.out == ""
+  assert outcome.err.startswith("experiments.run: ") and message in outcome.err
   assert not (tmp_path / "w").exists()
 
 
@@ -192,7 +193,12 @@ def test_checking_a_config_leaves_it_as_it_was():
     (dict(model="conv5"), "unknown model 'conv5'. Did you mean 'conv"),
     (dict(algorithm="metagator"), "unknown algorithm 'metagator'. Did you mean 'metagater'. Known: fedavg, fedprox, metagater, "
      "per_fedavg, pfedme, reptile"),
-    (dict(meta_gradient="second_order"), "Did you mean 'first_order'"),
+    (dict(derivative="second_order"), "Did you mean 'first_order'"),
+    (dict(personalizer="two_stag"), "unknown personalizer 'two_stag'. Did you mean 'two_stage'"),
+    (dict(personalizer="two_stage", gated=False), "adapts gates, but this model has none; use fine_tune or metasnip_weight"),
+    (dict(algorithm="fedavg", personalizer="two_stage"), "adapts gates, but this model has none"),
+    (dict(personalizer="metasnip_weight", target_sparsity=None), "prunes to target_sparsity, which is None"),
+    (dict(meta_model="tests"), "meta_model is tests, which holds no finished run"),
     (dict(tuned="mnits"), "unknown tuned 'mnits'. Did you mean 'mnist'"),
     (dict(validation_tasks=15), "validation_tasks 15, but there are 20 tasks"),
     (dict(server_lr=0.0), "server_lr must be positive, got 0.0"),
@@ -206,7 +212,7 @@ def test_bad_fields_are_named_before_anything_is_written(change, message, tmp_pa
   for field, value in change.items():
     config[field] = value
   with pytest.raises(ConfigError, match=message):
-    training.run(config, tmp_path / "w", quiet=True)
+    run(config, tmp_path / "w", quiet=True)
   assert not (tmp_path / "w").exists()
 
 
@@ -218,7 +224,7 @@ def test_bad_fields_are_named_before_anything_is_written(change, message, tmp_pa
 ])
 def test_own_data_that_does_not_fit(images, labels, message, tmp_path):
   with pytest.raises(ConfigError, match=message):
-    training.run(digits.get_config(), tmp_path / "w", Dataset("mine", images, labels, 2), quiet=True)
+    run(digits.get_config(), tmp_path / "w", Dataset("mine", images, labels, 2), quiet=True)
 
 
 def test_a_run_is_a_function_on_own_data(tmp_path):
@@ -228,7 +234,7 @@ def test_a_run_is_a_function_on_own_data(tmp_path):
   config = digits.get_config()
   config.update(model="mlp", widths=(8,), gated=False, tasks=8, target_tasks=2, cohort=3, size_range=(20, 60), rounds=5,
                 eval_every=5)
-  result = training.run(config, tmp_path / "w", Dataset("brightness", images, labels, 4), quiet=True)
+  result = run(config, tmp_path / "w", Dataset("brightness", images, labels, 4), quiet=True)
   assert result["sparsity"] is None and result["macs"] == {"dense": 64 * 8 + 8 * 4, "gated": None, "effective": None}
   assert (tmp_path / "w" / "tasks.png").stat().st_size > 5000
 
@@ -236,8 +242,8 @@ def test_a_run_is_a_function_on_own_data(tmp_path):
 def test_divergence_is_reported_with_what_to_lower_and_metrics_kept(tmp_path):
   config = digits.get_config()
   config.update(local_lr=1e30, rounds=40, eval_every=1, rounds_per_dispatch=1, gated=False)
-  with pytest.raises(training.DivergedError, match="diverged. Lower beta .now 0.02., local_lr .now 1e.30., or set gamma=plain"):
-    training.run(config, tmp_path / "w", quiet=True)
+  with pytest.raises(DivergedError, match="diverged. Lower beta .now 0.02., local_lr .now 1e.30., or set gamma=plain"):
+    run(config, tmp_path / "w", quiet=True)
   assert (tmp_path / "w" / "metrics.jsonl").exists()
 
 
@@ -254,3 +260,35 @@ def test_configs_are_the_papers_protocols(config, tasks, labels, layers, rounds)
   shapes = jax.eval_shape(lambda key: network.init(key, (28, 28, 1) if config.dataset == "mnist" else (32, 32, 3)),
                           jax.random.key(0))
   assert set(shapes["gate"]) == set(layers)
+
+
+def test_any_personalizer_follows_any_algorithm(tmp_path):
+  """FedAvg, then MetaSNIP: trained once, and then from the model that is there, at the sparsity that a gate reached on each task."""
+  config = digits.get_config()
+  config.update(rounds=4, eval_every=4, widths=(4, 6, 8), algorithm="fedavg", personalizer="metasnip_weight", target_sparsity=0.4)
+  pruned = run(config, tmp_path / "snip", quiet=True)
+  np.testing.assert_allclose(pruned["sparsity"]["per_task"], 0.4, atol=2e-3)
+  config.update(algorithm="metagater", gated=True, personalizer="two_stage")
+  gated = run(config, tmp_path / "gated", quiet=True)
+  config.update(gated=False, algorithm="fedavg", personalizer="metasnip_channel", meta_model=str(tmp_path / "snip"),
+                sparsity_of=str(tmp_path / "gated"))
+  given = run(config, tmp_path / "given", quiet=True)
+  assert given["accuracy_before_adaptation"] == pruned["accuracy_before_adaptation"] and given["round_ms"] is None
+  np.testing.assert_allclose(given["sparsity"]["per_task"], gated["sparsity"]["per_task"], atol=0.5 / 8 + 1e-6)
+  before, after = (load_model(tmp_path / name)[0].params for name in ("snip", "given"))
+  jax.tree.map(np.testing.assert_array_equal, before, after)  # no training
+  config.update(gated=True, personalizer="two_stage")
+  with pytest.raises(ConfigError, match="is of another network: gate/conv3/W1 is None there and"):
+    run(config, tmp_path / "other", quiet=True)
+  config.update(gated=False, personalizer="metasnip_channel", target_tasks=4)
+  with pytest.raises(ConfigError, match="has no sparsity of 4 target tasks"):
+    run(config, tmp_path / "other", quiet=True)
+  assert not (tmp_path / "other").exists()
+
+
+def test_a_pruned_models_targets_adapt_in_two_stages(tmp_path):
+  config = digits.get_config()
+  config.update(rounds=4, eval_every=4, widths=(4, 6, 8))
+  config.prune.update(score="anp", sparsity=0.5, every=1)
+  result = run(config, tmp_path / "run", quiet=True)
+  assert result["personalizer"] == "two_stage" and result["pruned"] == pytest.approx(0.5, abs=0.01) and result["gate_threshold"] >= 0

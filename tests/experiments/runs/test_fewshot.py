@@ -11,8 +11,11 @@ from fewshot_problem import small, small_splits
 
 import metagater_jax as mg
 from configs import omniglot_maml
-from experiments import fewshot, registry
-from experiments.config import ConfigError, pruning_fields
+from experiments.config import ConfigError, registry
+from experiments.config.fewshot import check_config
+from experiments.config.fields import pruning_fields
+from experiments.fewshot import run
+from experiments.runs import fewshot
 from experiments.runs.programs import Compiled
 from metagater_jax.fewshot.splits import CIFAR_FS, cifar_fs_classes, split_classes
 
@@ -25,7 +28,7 @@ def splits():
 @pytest.fixture(scope="module")
 def pruned(splits, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("fewshot") / "run"
-  return workdir, fewshot.run(small(prune={"score": "anp", "sparsity": 0.6}), workdir, splits, quiet=True)
+  return workdir, run(small(prune={"score": "anp", "sparsity": 0.6}), workdir, splits, quiet=True)
 
 
 def test_a_run_writes_everything(pruned):
@@ -45,7 +48,7 @@ def test_a_run_writes_everything(pruned):
 
 
 def test_runs_are_told_apart_by_every_field_that_changes_their_numbers():
-  free = {"data_dir", "eval_every", "validation_episodes", "test_episodes", "mesh", "task_axis", "steps_per_dispatch"}
+  free = {"data_dir", "eval_every", "validation_episodes", "test_episodes", "mesh", "task_axis", "steps_per_dispatch", "chunk"}
   assert set(omniglot_maml.get_config()) == set(fewshot.SETTINGS) | free
 
 
@@ -69,12 +72,15 @@ _slow = partial(pytest.param, marks=pytest.mark.slow)
 @pytest.mark.parametrize("fields", [
     {"learner": "anil", "train_queries": 6},
     {"learner": "reptile", "prune": {"score": "magnitude", "sparsity": 0.25, "scope": "layer", "granularity": "channel"}},
+    {"learner": "anil", "train_queries": 6, "gated_layers": ("conv3",), "personalizer": "two_stage", "adapt_steps": 3, "gate_adapt_lr": 1.0,
+     "prune": {"score": "anp", "sparsity": 0.3}},
+    _slow({"personalizer": "metasnip_weight", "target_sparsity": 0.3, "adapt_steps": 3}),
     _slow({"derivative": "first_order"}),
     _slow({"learn_rates": True, "prune": {"score": "snip", "sparsity": 0.3, "granularity": "channel"}}),
     _slow({"prune": {"score": "magnitude", "sparsity": 0.3, "schedule": "one_shot", "head": True}}),
     _slow({"prune": {"score": "random", "sparsity": 0.3, "schedule": "linear"}})])
 def test_learners_and_scores(splits, tmp_path, fields):
-  result = fewshot.run(small(**{"steps": 20, **fields}), tmp_path / "run", splits, quiet=True)
+  result = run(small(**{"steps": 20, **fields}), tmp_path / "run", splits, quiet=True)
   assert result["accuracy"]["mean"] > result["accuracy_before_adaptation"]["mean"] + 0.05
   assert (result["sparsity"] > 0.1) == ("prune" in fields)
   if fields.get("prune", {}).get("scope") == "layer":  # of four filters one goes, and with it all that reads it
@@ -87,10 +93,10 @@ def test_learners_and_scores(splits, tmp_path, fields):
 
 def test_evaluation_is_compiled_once_for_all_masks(splits):
   """A mask is an argument of the program, not a constant in it."""
-  experiment = fewshot.FewShot(fewshot.check_config(small(prune={"score": "magnitude", "sparsity": 0.5})), splits)
+  experiment = fewshot.FewShot(check_config(small(prune={"score": "magnitude", "sparsity": 0.5})), splits)
   state, accuracies = experiment.init(), []
   for sparsity in (0.0, 0.9):
-    mask = mg.make_mask(mg.pruning.magnitude(state.params), sparsity)
+    mask = mg.make_mask(mg.pruning.magnitude()(state.params), sparsity)
     pruned = state._replace(params=mg.pruning.apply_mask(state.params, mask), optimizer=state.optimizer._replace(mask=mask))
     compiled = experiment.clock.seconds["compile"]
     accuracies.append(experiment.evaluate(pruned, "test", 20)[1].mean())
@@ -105,7 +111,7 @@ def test_test_classes_are_never_seen_in_training(splits, tmp_path, monkeypatch):
   poisoned = {split: pool if split == "train" else pool._replace(images=pool.images * np.nan) for split, pool in splits.items()}
   results = []
   for i, pools in enumerate((splits, poisoned)):
-    fewshot.run(small(steps=20), tmp_path / str(i), pools, quiet=True)
+    run(small(steps=20), tmp_path / str(i), pools, quiet=True)
     with np.load(tmp_path / str(i) / "meta_model.npz") as model:
       results.append(dict(model))
   jax.tree.map(np.testing.assert_array_equal, *results)
@@ -125,7 +131,7 @@ def test_omniglot_is_split_by_character(tmp_path, monkeypatch):
   """A character's turns are all in its split."""
   images = np.random.default_rng(0).integers(0, 256, (80, 28, 28, 1), np.uint8)
   labels, alphabets = np.repeat(np.arange(40), 2), np.repeat([0, 1], 40)
-  monkeypatch.setattr(fewshot, "load_omniglot", lambda data_dir: (images, labels, alphabets, ["Greek", "Latin"]))
+  monkeypatch.setattr(registry, "load_omniglot", lambda data_dir: (images, labels, alphabets, ["Greek", "Latin"]))
   config = omniglot_maml.get_config()
   config.alphabets = ()
   pools = fewshot.load_splits(config)
@@ -167,11 +173,15 @@ def test_a_split_of_classes_is_a_partition():
     ({"prune": {"score": "amp", "sparsity": 0.5}}, "unknown prune.score 'amp'. Did you mean 'anp'"),
     ({"learner": "mmal"}, "unknown learner 'mmal'. Did you mean 'maml'"),
     ({"prune": {"begin": 0.9, "end": 0.5}}, "0 <= begin < end <= 1, got 0.9 and 0.5"),
-    ({"learner": "reptile", "learn_rates": True}, "learn_rates is for maml and anil")])
+    ({"learner": "reptile", "learn_rates": True}, "learn_rates is for maml and anil"),
+    ({"model": "resnet"}, "unknown model 'resnet'. Did you mean 'resnet12'"),
+    ({"personalizer": "two_stag"}, "unknown personalizer 'two_stag'. Did you mean 'two_stage'"),
+    ({"personalizer": "two_stage"}, "adapts gates, but this model has none"),
+    ({"dataset": "cifar"}, "unknown dataset 'cifar'. Did you mean 'cifarfs'")])
 def test_bad_input(splits, tmp_path, fields, message):
   config = small()
   config.prune.update(fields.pop("prune", {}))
   config.update(fields)
   with pytest.raises(ConfigError, match=message):
-    fewshot.run(config, tmp_path / "run", splits, quiet=True)
+    run(config, tmp_path / "run", splits, quiet=True)
   assert not (tmp_path / "run").exists()

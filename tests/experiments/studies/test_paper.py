@@ -1,21 +1,18 @@
 """The command for the paper's tables, on the embedded digits: what it runs, what it keeps, and what it says when runs fail."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import chex
 import numpy as np
 import pytest
 
-from experiments import protocols, report, tables
 from experiments.config import ConfigError
-from experiments.training import load_parameters, run, run_seeds
+from experiments.reports import paper as report
+from experiments.run import run
+from experiments.runs.federated import run_seeds
+from experiments.runs.records import load_parameters
+from experiments.studies import paper as tables, protocols
 from configs import digits
-
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def small_tables():
@@ -120,41 +117,7 @@ def test_a_run_that_fails_is_reported_and_the_others_still_run(small_tables, tmp
   assert "needs the finished runs seed-1 of digits-metagater_ungated-k1" in rows["metasnip_weight"]["failures"][1]
   text = (tmp_path / "report.md").read_text()
   assert "no run; 2 failed" in text and "## Runs that failed" in text and "seed 2: DivergedError" in text
-  assert any("digits fedavg K=1: seed 1 failed: the loss is" in line for line in lines)
-
-
-def command(*arguments):
-  return subprocess.run([sys.executable, "-m", "experiments.tables", *arguments], cwd=ROOT, text=True, capture_output=True)
-
-
-def test_seeds_and_lengths_of_anp_courses_may_be_chosen(monkeypatch, capsys):
-  """So that different machines can run different parts of the tables."""
-  asked = []
-  monkeypatch.setattr(tables.anp_tables, "reproduce", lambda workdir, **options: asked.append(options))
-  monkeypatch.setattr(tables.anp_tables, "overview", lambda report: "the table")
-  tables.main(["--tables=anp", "--seeds=2-3", "--level_steps=50,400", "--scores=anp,none", "--protocols=conv4-1"])
-  tables.main(["--tables=anp", "--seeds=2"])
-  assert [list(options["seeds"]) for options in asked] == [[2, 3], [1, 2]]
-  assert asked[0]["level_steps"] == [50, 400] and asked[1]["level_steps"] is None
-  assert asked[0]["scores"] == ["anp", "none"] and asked[0]["cases"] == ["conv4-1"]
-  assert "the table" in capsys.readouterr().out
-  with pytest.raises(SystemExit):
-    tables.main(["--tables=anp", "--seeds=some"])
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (["--tables=1,7"], "unknown table '7'. Known: 1, 2, 3, 4, 5, 6."),
-    (["--seeds=0"], "seeds must be at least 1, got 0."),
-    (["--seeds=3-2"], "seeds must be at least 1, got 0."),
-    (["--rounds=0"], "rounds must be at least 1, got 0."),
-    (["--protocols=cifar11"], "Did you mean 'cifar10"),
-    (["--tables=1", "--data_dir=tests"], "'mnist' is not in the data directory tests"),
-])
-def test_bad_input_ends_the_command_with_one_clear_line(arguments, message, tmp_path):
-  process = command(f"--workdir={tmp_path / 'w'}", *arguments)
-  assert process.returncode == 2 and process.stdout == ""
-  assert process.stderr.startswith("experiments.tables: ") and message in process.stderr and "Traceback" not in process.stderr
-  assert not (tmp_path / "w").exists()
+  assert any("digits fedavg K=1: seed-1 failed: the loss is" in line for line in lines)
 
 
 def test_several_seeds_are_single_runs(tmp_path):

@@ -1,16 +1,17 @@
 """The tables are the paper's, and name only what exists."""
 
-from experiments import protocols, tables
-from experiments.config import check_config
+from experiments.config import registry
+from experiments.config.federated import check_config
+from experiments.studies import paper, protocols
 
 
 def test_every_row_has_a_config_of_its_method():
   for row in protocols.rows_of(protocols.TABLES):
-    config = tables.config_of(row)
-    assert row.method in protocols.LABELS and row.protocol in protocols.PROTOCOL_LABELS
+    config = paper.config_of(row)
+    assert row.method in registry.methods() and row.protocol in protocols.PROTOCOL_LABELS
     assert config.gated == (row.method == "metagater") and config.local_steps == row.local_steps
     # The same number of rounds, tasks and samples for all methods of a protocol.
-    shared = check_config(tables.protocol_config(row.protocol))
+    shared = check_config(protocols.protocol_config(row.protocol))
     for field in ("rounds", "tasks", "target_tasks", "validation_tasks", "cohort", "batch_size", "size_range", "adapt_steps"):
       assert config[field] == shared[field]
 
@@ -27,6 +28,6 @@ def test_metasnip_comes_after_what_it_starts_from():
   rows = [row[:3] for row in protocols.rows_of(["2", "6"])]
   assert len(set(rows)) == len(rows)
   for protocol, method, steps in rows:
-    if method in protocols.SNIP:
+    if protocols.is_pruning(method):
       for needed in ("metagater_ungated", "metagater"):
         assert rows.index((protocol, needed, steps)) < rows.index((protocol, method, steps))

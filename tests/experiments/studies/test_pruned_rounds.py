@@ -5,8 +5,9 @@ import json
 import pytest
 
 from configs import digits
-from experiments import pruned_rounds
 from experiments.config import ConfigError
+from experiments.reports.pruned_rounds import markdown
+from experiments.studies import pruned_rounds
 
 
 def config(**fields):
@@ -37,7 +38,7 @@ def test_scores_are_compared_seed_by_seed(recorded):
   # As many weights are gone by either score, none of them the last layer's.
   assert scores["anp"]["pruned"] == scores["magnitude"]["pruned"] == pytest.approx(0.8, abs=0.005)
   assert scores["anp"]["parameters_kept"] == scores["magnitude"]["parameters_kept"] < scores["none"]["parameters_kept"]
-  assert "| ANP |" in pruned_rounds.markdown(report)
+  assert "| ANP |" in markdown(report)
 
 
 @pytest.mark.slow
@@ -45,7 +46,7 @@ def test_what_is_recorded_is_not_run_again(recorded):
   _, report, lines, run = recorded
   before = len(lines)
   assert run() == report and len(lines) == before
-  with pytest.raises(ConfigError, match="none-seed-1.config.json holds a run of another configuration: .*rounds is 4 there and 5 here"):
+  with pytest.raises(ConfigError, match="none-seed-1 holds a run of another configuration: .*rounds is 4 there and 5 here"):
     run(rounds=5)
 
 

@@ -1,9 +1,6 @@
 """Tuning: its points, its budget, what it measures on, and that configs read what it wrote."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +9,13 @@ import pytest
 
 import metagater_jax as mg
 from configs import digits
-from experiments import config as config_module, registry, tune
-from experiments.config import ConfigError, check_config
-from experiments.training import load, make_tasks
-
-ROOT = Path(__file__).resolve().parents[2]
+from commands import call
+from experiments.config import ConfigError, federated as config_module, registry
+from experiments.config.federated import check_config
+from experiments.config.fields import TUNED
+from experiments.runs.federated import load, make_tasks
+from experiments.studies import tune
+from experiments.tune import main
 
 
 @pytest.mark.parametrize("count", [1, 4, 7])
@@ -42,7 +41,8 @@ def test_a_trial_is_a_training_at_these_settings_measured_on_validation_tasks(sm
   c = check_config(small_config)
   tuner = tune.Tuner(c, [7])
   settings = {"local_lr": 0.3}
-  accuracies, models = tuner.trial(settings)
+  models = tuner.train(settings)
+  accuracies = tuner.accuracies(models)
   # The same by hand: train at these settings, adapt each validation task at one of the rates, test.
   c.seed, c.local_lr, c.adapt_lr = 7, 0.3, tuner.rates[5]
   data = load(c)
@@ -55,25 +55,26 @@ def test_a_trial_is_a_training_at_these_settings_measured_on_validation_tasks(sm
   state = mg.federated_init(algorithm, network.init(init_key, (8, 8, 1)), run_key)
   state, _ = mg.run_rounds(algorithm, state, population, jnp.asarray(tasks.training), rounds=8, cohort=5, batch_size=20)
   model = algorithm.deploy(state.server)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), models[0], model)
-  expected = np.mean([float(mg.evaluate_task(network, algorithm.adapt(model, population.train(task)),
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), models[0].params, model.params)
+  expected = np.mean([float(mg.evaluate_task(network, registry.make_personalizer(c, network).adapt(model, population.train(task)),
                                              population.test(task)).accuracy) for task in tasks.validation])
   assert float(accuracies[5]) == pytest.approx(expected, abs=0.02)
   assert accuracies.shape == (len(tuner.rates),)
 
 
 def test_every_method_gets_the_same_budget(small_config):
-  entries = tune.tune_protocol(small_config, ["fedavg", "per_fedavg", "metagater_ungated"], local_steps=1, seeds=[7],
-                               trials=2, rates=tune.adaptation_rates(4), report=lambda line: None)
+  names = ["fedavg", "per_fedavg", "metagater_ungated"]
+  entries = [tune.tune_method(small_config, name, local_steps=1, seeds=[7], trials=2, rates=tune.adaptation_rates(4),
+                              report=lambda line: None)[0] for name in names]
   assert [entry["algorithm"] for entry in entries] == ["fedavg", "per_fedavg", "metagater"]
   assert {(e["meta_trainings"], e["adaptation_rates"], e["rounds"], e["validation_tasks"]) for e in entries} == {
       (2, 4, 8, 3)}
-  for entry in entries:
+  for name, entry in zip(names, entries):
     assert len(entry["trials"]) == 2
     best = max(entry["trials"], key=lambda trial: trial["accuracy"])
     assert entry["validation_accuracy"] == best["accuracy"]
     assert entry["settings"] == {key: value for key, value in best.items() if key != "accuracy"}
-    for name, (low, high) in tune.SPACES["metagater_ungated" if entry["algorithm"] == "metagater" else entry["algorithm"]].items():
+    for name, (low, high) in registry.methods()[name].space.items():
       assert all(0.99 * low <= trial[name] <= 1.01 * high for trial in entry["trials"])
 
 
@@ -87,7 +88,7 @@ def test_configs_read_what_was_tuned(tmp_path, monkeypatch):
   c = digits.get_config()
   c.tuned = "mine"
   checked = check_config(c)
-  assert checked.beta == 0.012 and checked.local_lr == registry.SETTINGS["metagater"]["local_lr"]  # the rest: defaults
+  assert checked.beta == 0.012 and checked.local_lr == registry.ALGORITHMS["metagater"].settings["local_lr"]  # the rest: defaults
   c.update(algorithm="fedavg")
   assert check_config(c).gated is False
   assert [settings_of_steps(c, k) for k in (1, 2, 3, 9)] == [0.7, 0.7, 0.4, 0.4]  # the nearest number of local steps
@@ -105,7 +106,7 @@ def settings_of_steps(c, steps):
 
 
 def test_committed_settings_are_of_equal_budget():
-  for path in config_module.TUNED.glob("*.json"):
+  for path in TUNED.glob("*.json"):
     methods = json.loads(path.read_text())["methods"]
     for steps in {entry["local_steps"] for entry in methods}:
       budgets = {(e["meta_trainings"], e["adaptation_rates"], e["rounds"], e["validation_tasks"], tuple(e["seeds"]))
@@ -121,5 +122,18 @@ def test_committed_settings_are_of_equal_budget():
     (["--protocols=mnist", "--data_dir=tests"], "'mnist' is not in the data directory tests"),
 ])
 def test_bad_input(arguments, message):
-  process = subprocess.run([sys.executable, "-m", "experiments.tune", *arguments], cwd=ROOT, text=True, capture_output=True)
-  assert process.returncode == 2 and message in process.stderr and "Traceback" not in process.stderr
+  outcome = call(main, *arguments)
+  assert outcome.status == 2 and message in outcome.err and outcome.err.startswith("experiments.tune: ")
+
+
+def test_what_is_tuned_is_not_tuned_again(small_config, tmp_path):
+  lines = []
+  call_it = lambda **changes: tune.reproduce(tmp_path / "w", tmp_path / "out", {"digits": small_config}, **(dict(
+      methods=["fedavg"], seeds=[7], trials=1, rates=(0.1,), log=lines.append) | changes))
+  call_it()
+  first, text = len(lines), (tmp_path / "out" / "digits.json").read_text()
+  (tmp_path / "out" / "digits.json").unlink()
+  call_it()
+  assert len(lines) == first > 0 and (tmp_path / "out" / "digits.json").read_text() == text
+  with pytest.raises(ConfigError, match="digits-fedavg-k1.json holds a run of another configuration: trials is 1 there and 2 here"):
+    call_it(trials=2)
