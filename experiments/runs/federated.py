@@ -271,7 +271,8 @@ class _Experiment:
     pruned = self._pruned(model)
     left = dict.fromkeys(("kept", "effective", "macs")) if pruned is None else what_is_left(self.network, model.mask, self.image_shape)
     removed = None if self.personalizer.prunable is None else records.summary(after.removed)
-    threshold = {"threshold": calibration} if registry.PERSONALIZERS[config.personalizer].needs_gates else {}
+    learned = registry.PERSONALIZERS[config.personalizer].needs_gates and calibration is not None
+    threshold = {"threshold": calibration} if learned else {}
     on_rate = after.on_rate or {layer: kept > 0 for layer, kept in after.kept.items()}
     result = {
         "name": config.name, "algorithm": config.algorithm, "gated": config.gated, "personalizer": config.personalizer, "seed": config.seed,
