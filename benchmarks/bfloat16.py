@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from configs import cifar10
-from experiments import placement
-from experiments.training import run_seeds
+from experiments.runs import placement
+from experiments.runs.federated import run_seeds
 
 __all__ = ["main"]
 

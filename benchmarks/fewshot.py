@@ -50,7 +50,7 @@ def _program(name, task_axis="auto", mesh=None, learner=mg.maml):
     state, metrics = mg.fewshot.run_meta_steps(learner, optimizer, lambda key, pool: mg.fewshot.sample_episode(key, pool, **numbers), state, pool,
                                        steps=STEPS, episodes=EPISODES, task_axis=task_axis, mesh=mesh)
     return state.params, metrics
-  return compiled(steps, *arguments, compiler_options=compiler_options(convolutions=True))
+  return compiled(steps, *arguments, compiler_options=compiler_options())
 
 
 def _mesh():
@@ -91,11 +91,10 @@ def scores(repeats: int, quick: bool) -> list[dict[str, Any]]:
     label, _, params, pool, learner, numbers = _case(name)
     episodes = mg.fewshot.sample_episodes(jax.random.key(2), pool, 16, **numbers)
     programs = {}
-    for derivative in mg.optim.DERIVATIVES:
+    for derivative in ("exact", "first_order"):
       for by_layer in (False, True) if name.startswith("conv4") else (False,):
-        def score(params, episodes, derivative=derivative, by_layer=by_layer):
-          return mg.pruning.anp(params, learner.meta_loss, episodes, derivative, by_layer=by_layer)
-        programs[derivative, by_layer] = compiled(score, params, episodes, compiler_options=compiler_options(convolutions=True))
+        score = mg.pruning.anp(learner.meta_loss, derivative=derivative, average="signed", by_layer=by_layer)
+        programs[derivative, by_layer] = compiled(score.__call__, params, episodes, compiler_options=compiler_options())
     seconds = medians(repeats, {key: p.run for key, p in programs.items()})
     rows += [row(f"ANP score, {label}, {derivative}, {'by layer' if by_layer else 'all layers together'}",
                  1000 * seconds[derivative, by_layer], "ms", key=f"anp-{name}-{derivative}-{by_layer}",

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import metagater_jax as mg
+from experiments.config.registry import NETWORKS
 from experiments.runs.programs import compiler_options
 
 __all__ = ["CASES", "ROUNDS", "Case", "Program", "as_experiments_do", "compiled", "cores",
@@ -40,7 +41,6 @@ CASES = {
     "cifar10_gated": Case("CIFAR-10 round, gated", (32, 32, 3), 10, "conv4", ("conv3",), 20),
     "cifar100": Case("CIFAR-100 round, seven layers", (32, 32, 3), 100, "conv7", ("conv5", "conv6"), 20),
 }
-MODELS = {"mlp": mg.MLP, "conv4": mg.ConvNet4, "conv7": mg.nn.ConvNet7}
 
 
 class Program(NamedTuple):
@@ -123,12 +123,12 @@ def population(tasks: int, samples: int, shape: tuple[int, ...], classes: int) -
 def network_of(case: Case, widths: tuple[int, ...] = (), compute_dtype: str = "float32") -> mg.GatedNetwork:
   """The case's network."""
   options = {"widths": widths} if widths else {}
-  return mg.GatedNetwork(MODELS[case.model](classes=case.classes, **options), case.gated, compute_dtype=compute_dtype)
+  return mg.GatedNetwork(NETWORKS[case.model].make(classes=case.classes, **options), case.gated, compute_dtype=compute_dtype)
 
 
 def as_experiments_do(case: Case):
   """(mesh, microbatch) with which `experiments.run` computes the case by default: convolutions over all cores of a CPU."""
-  on_cores = jax.default_backend() == "cpu" and case.model != "mlp" and len(jax.devices()) > 1
+  on_cores = jax.default_backend() == "cpu" and not network_of(case).small and len(jax.devices()) > 1
   return (mg.core.task_mesh(), 2) if on_cores else (None, 0)
 
 
@@ -150,14 +150,14 @@ def program(case: Case, tasks: mg.data.Population, *, steps: int = 1, cohort: in
     algorithm = mg.metagater(loss, local_lr=0.05, local_steps=steps, penalty=penalty, penalty_weight=0.001)
   else:
     algorithm = make(loss)
-  on_cpu_small = case.model == "mlp" and jax.default_backend() == "cpu"
+  on_cpu_small = network.small and jax.default_backend() == "cpu"
   how = task_axis or ("auto" if not on_cpu_small else "merged" if algorithm.mergeable else "vmap")
   state = mg.federated_init(algorithm, network.init(jax.random.key(0), case.shape), jax.random.key(1))
   arguments = state, tasks, jnp.arange(tasks.train_count.shape[0])
   if mesh is not None:
     arguments = jax.device_put(arguments, jax.NamedSharding(mesh, jax.P()))
   if options is None:
-    options = compiler_options(convolutions=case.model != "mlp") if default else {}
+    options = compiler_options(network.small) if default else {}
   return compiled(partial(mg.run_rounds, algorithm, rounds=rounds, cohort=cohort or case.cohort, batch_size=20, task_axis=how,
                           mesh=mesh), *arguments, compiler_options=options)
 

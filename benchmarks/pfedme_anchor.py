@@ -1,8 +1,8 @@
 """`python -m benchmarks.pfedme_anchor --data_dir=DIR`: FedAvg and Per-FedAvg on MNIST against a plain PyTorch loop.
 
 The loop does what the public code of pFedMe (Dinh et al. 2020) does: PyTorch's own initialization, minibatches taken in turn
-from a shuffled pass over a node's data, Per-FedAvg as two steps on two batches of which the second is applied to the
-model before the first, nodes averaged by their numbers of samples. Partition, model, batch size, local steps, rates, rounds
+from a shuffled pass over a client's data, Per-FedAvg as two steps on two batches of which the second is applied to the
+model before the first, clients averaged by their numbers of samples. Partition, model, batch size, local steps, rates, rounds
 and the one-step adaptation before testing are those of configs/mnist.py in both. PyTorch is the extra `benchmark`.
 """
 
@@ -16,9 +16,9 @@ import numpy as np
 
 import metagater_jax as mg
 from configs import mnist
-from experiments import registry
-from experiments.config import check_config
-from experiments.training import load, make_tasks
+from experiments.config import registry
+from experiments.config.federated import check_config
+from experiments.runs.federated import load, make_tasks
 
 __all__ = ["main", "torch_run"]
 
@@ -54,7 +54,7 @@ def main() -> None:
 
 def _ours(config, data, tasks):
   network = registry.make_network(config, data.classes)
-  algorithm = registry.make_algorithm(config, network)
+  algorithm, personalizer = registry.make_algorithm(config, network), registry.make_personalizer(config, network)
   population = mg.make_population(data.images, np.asarray(data.labels), tasks.partition, (config.pixel_mean, config.pixel_std))
 
   @jax.jit
@@ -63,7 +63,7 @@ def _ours(config, data, tasks):
     state = mg.federated_init(algorithm, network.init(init_key, data.images.shape[1:]), run_key)
     state, _ = mg.run_rounds(algorithm, state, population, training, rounds=config.rounds, cohort=config.cohort,
                              batch_size=config.batch_size, weighted=config.weighted, task_axis=config.task_axis)
-    return mg.evaluate_targets(network, algorithm.adapt, algorithm.deploy(state.server), population, targets)[1].accuracy
+    return mg.evaluate_targets(network, personalizer, algorithm.deploy(state.server), population, targets)[1].accuracy
   return float(run(jax.random.key(config.seed), population, tasks.training, tasks.target).mean())
 
 

@@ -30,11 +30,11 @@ def target_tasks(repeats: int, quick: bool) -> list[dict[str, Any]]:
     network = network_of(case)
     tasks = population(10, 500, case.shape, case.classes)
     tasks = tasks._replace(train_count=jnp.full(10, 375), test_count=jnp.full(10, 125))
-    algorithm = mg.metagater(mg.classification_loss(network), local_lr=0.05)
-    params = network.init(jax.random.key(0), case.shape)
-    adapt = compiled(lambda params, tasks: algorithm.adapt(params, tasks.train(3), jnp.array(0.0)), params, tasks)
-    both = compiled(lambda params, tasks, targets: mg.evaluate_targets(
-        network, lambda params, data: algorithm.adapt(params, data, 0.0), params, tasks, targets), params, tasks, jnp.arange(10))
+    personalizer = (mg.two_stage if case.gated else mg.fine_tune)(mg.classification_loss(network))
+    model = mg.Model(network.init(jax.random.key(0), case.shape))
+    adapt = compiled(lambda model, tasks: personalizer.adapt(model, tasks.train(3)), model, tasks)
+    both = compiled(lambda model, tasks, targets: mg.evaluate_targets(network, personalizer, model, tasks, targets), model, tasks,
+                    jnp.arange(10))
     seconds = medians(repeats, {"adapt": adapt.run, "both": both.run})
     rows += [row(f"{case.name.replace(' round', '')}: adaptation of a target task", 1000 * seconds["adapt"], "ms",
                  compile_seconds=adapt.compile_seconds, peak_mb=adapt.peak_bytes / 2**20),

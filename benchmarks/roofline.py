@@ -57,7 +57,7 @@ def table1_row(repeats: int, quick: bool, data_dir: str | None = None) -> list[d
   if quick or jax.default_backend() == "cpu":
     return []
   from configs import cifar10
-  from experiments.training import run
+  from experiments.run import run
   from metagater_jax.data.datasets import Dataset
   config = cifar10.get_config()
   config.update(eval_every=10, data_dir=data_dir)

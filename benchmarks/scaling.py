@@ -149,8 +149,8 @@ def larger_than_memory(repeats: int, quick: bool) -> list[dict[str, Any]]:
 def _train(path: str, tasks: int) -> None:
   """Prints this process's peak memory in MB, seconds and milliseconds per round of a run on so many tasks of a file."""
   from configs import cifar10
-  from experiments import registry
-  from experiments.training import run
+  from experiments.config import registry
+  from experiments.run import run
   from metagater_jax.data.datasets import Dataset
   config = cifar10.get_config()
   config.update(tasks=tasks, memory_mb=256, rounds=20, eval_every=20, rounds_per_dispatch=5, target_tasks=10,

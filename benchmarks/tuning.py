@@ -8,14 +8,16 @@ has not seen, and the seconds it took include compilation. Optuna is the extra `
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.config import check_config
-from experiments.tune import METHODS, SPACES, Tuner, points, protocol_config
+from experiments.config import registry
+from experiments.studies.protocols import protocol_config
+from experiments.studies.tune import Tuner, method_config, points
 
 __all__ = ["main"]
 
@@ -32,20 +34,19 @@ def main() -> None:
   options = parser.parse_args()
   figures = {"trials": options.trials, "machine": {"jax": jax.__version__, "backend": jax.default_backend()}}
   for name in options.methods.split(","):
-    config = protocol_config("mnist", options.data_dir)
-    config.update(algorithm=METHODS[name].algorithm, gated=False, tuned=None)
-    config = check_config(config)
+    config = method_config(protocol_config("mnist", options.data_dir), name, local_steps=1)
+    space = registry.methods()[name].space
     fresh = Tuner(config, FRESH)
     figures[name] = {}
     for search in (_optuna, _sobol, _sobol_vmap):
       start = time.perf_counter()
       try:
-        settings, rate, accuracy = search(Tuner(config, SEARCH), SPACES[name], options.trials)
+        settings, rate, accuracy = search(Tuner(config, SEARCH), space, options.trials)
       except ImportError:
         print("Optuna is not installed (pip install -e '.[benchmark]'): it is left out.")
         continue
       seconds = time.perf_counter() - start
-      unseen = float(fresh.trial(settings)[0][rate])
+      unseen = float(_trial(fresh, settings)[rate])
       figures[name][search.__name__.strip("_")] = {"found": accuracy, "on unseen populations": unseen, "seconds": seconds,
                                                    "settings": settings | {"adapt_lr": fresh.rates[rate]}}
       print(f"{name:<18} {search.__name__.strip('_'):<11} found {100 * accuracy:.2f} %, on unseen populations "
@@ -59,17 +60,21 @@ def _best(trials):
   return settings, int(accuracies.argmax()), float(accuracies.max())
 
 
+def _trial(tuner, settings):
+  return np.nan_to_num(tuner.accuracies(tuner.train(settings)))
+
+
 def _sobol(tuner, space, trials):
-  return _best([(settings, np.nan_to_num(tuner.trial(settings)[0])) for settings in points(space, trials)])
+  return _best([(settings, _trial(tuner, settings)) for settings in points(space, trials)])
 
 
 def _sobol_vmap(tuner, space, trials):
   chosen = points(space, trials)
   together = {name: jnp.array([settings[name] for settings in chosen]) for name in space}
   train = jax.jit(jax.vmap(tuner._train_and_deploy, in_axes=(0, None, None, None)))
-  measure = jax.jit(jax.vmap(tuner._accuracies, in_axes=(0, 0, None, None)))
+  measure = jax.jit(jax.vmap(partial(tuner._accuracies, personalizer=tuner.config.personalizer), in_axes=(0, None, None)))
   accuracies = np.mean([np.asarray(measure(
-      together, train(together, jnp.asarray(seed), population, jnp.asarray(tasks.training)), population,
+      train(together, jnp.asarray(seed), population, jnp.asarray(tasks.training)), population,
       jnp.asarray(tasks.validation))) for (seed, tasks), population in zip(tuner.tasks, tuner.populations)], axis=0)
   return _best(list(zip(chosen, np.nan_to_num(accuracies))))
 
@@ -81,7 +86,7 @@ def _optuna(tuner, space, trials):
 
   def objective(trial):
     settings = {name: trial.suggest_float(name, low, high, log=True) for name, (low, high) in space.items()}
-    done.append((settings, np.nan_to_num(tuner.trial(settings)[0])))
+    done.append((settings, _trial(tuner, settings)))
     return done[-1][1].max()
   optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0)).optimize(objective, n_trials=trials)
   return _best(done)

@@ -1,4 +1,4 @@
-"""CIFAR-10 as in configs/cifar10.py, with 85 % of the convolutions' kernels pruned by the nodes' own ANP scores while they train."""
+"""CIFAR-10 as in configs/cifar10.py, with 85 % of the convolutions' kernels pruned by the clients' own ANP scores while they train."""
 
 from configs import cifar10
 

@@ -1,4 +1,4 @@
-"""How a labelled data set is distributed over tasks (nodes): seeded, disjoint, train and test within each task.
+"""How a labelled data set is distributed over tasks: seeded, disjoint, train and test within each task.
 
 Everything here is NumPy on labels alone and runs once, on the host, before training.
 """

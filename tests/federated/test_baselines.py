@@ -34,7 +34,7 @@ def finite_differences(f, w, step=1e-6):
   return gradient
 
 
-# What one node does, from its model of the round and its data.
+# What one client does, from its model of the round and its data.
 
 def fedavg_client(w, data, *, lr, steps, pull=0.0):
   v = w

@@ -73,7 +73,7 @@ def test_only_what_is_drawn_is_read_and_by_the_device_that_needs_it(problem, mon
   monkeypatch.setattr(TaskStore, "_read", lambda self, rows: (reads.append(rows.shape), real(self, rows))[1])
   planned = next(store.rounds(jax.random.key(1), np.arange(6), start=0, blocks=[2], cohort=3, batch_size=8, draws=2,
                               mesh=mg.core.task_mesh(jax.devices()[:2])))
-  # Two devices with two nodes each (one is padding), two rounds; images and labels of a device are read together.
+  # Two devices with two clients each (one is padding), two rounds; images and labels of a device are read together.
   assert reads == [(2, 2, 8)] * 4
   assert planned.minibatches.images.sharding.shard_shape(planned.minibatches.images.shape) == (2, 2, 2, 8, 4, 4, 1)
 

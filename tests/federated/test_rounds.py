@@ -168,11 +168,6 @@ def test_cohorts_are_drawn_without_replacement_and_evenly():
     mg.federated.sample_cohort(jax.random.key(0), clients, 7)
 
 
-def test_unknown_task_axis():
-  with pytest.raises(ValueError, match="'auto', 'vmap', 'map', 'merged' or a positive number.*'pmap'"):
-    mg.core.map_tasks(lambda x: x, jnp.arange(3), "pmap")
-
-
 def test_metagater_reduces_the_meta_objective(linear_problem, key):
   population, tasks = linear_problem
   algorithm = mg.metagater(linear_loss, local_lr=0.05, prox_weight=3.0, local_steps=20, beta=0.1)

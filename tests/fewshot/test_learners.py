@@ -10,7 +10,6 @@ import pytest
 from jax.extend import core
 
 import metagater_jax as mg
-from metagater_jax.optim.hoisting import hoist
 
 
 def squared_loss(params, batch, key):
@@ -144,29 +143,6 @@ def test_anil_computes_its_body_once_per_image(steps, call):
   learner = mg.fewshot.anil(loss, inner_lr=0.1, inner_steps=steps)
   assert operations(jax.make_jaxpr(learner.meta_gradient)(params, episode).jaxpr, "tanh") == 4 + 6
   assert operations(jax.make_jaxpr(learner.adapt)(params, episode.support).jaxpr, "tanh") == 4
-
-
-def test_what_is_hoisted_and_the_rest_are_the_function():
-  weights = jnp.array([0.5, -2.0])
-
-  def function(moving, fixed):
-    """Fixed alone, moving alone, both, integers, and a call that is compiled by itself."""
-    order = jnp.argsort(fixed["x"])
-    of_both = jax.jit(lambda w, x: jnp.sin(w * x).sum())(moving[0], fixed["x"][order])
-    return {"both": of_both * jnp.exp(fixed["y"]), "fixed": jnp.cos(fixed["x"]) @ weights, "moving": moving[1] ** 2}
-
-  def by_parts(moving, fixed):
-    rest, known = hoist(function, jax.tree.map(jnp.zeros_like, moving), fixed)
-    assert all(jnp.issubdtype(x.dtype, jnp.floating) for x in known)
-    return rest(moving, known)
-
-  moving, fixed = (jnp.array([1.0, 2.0]), jnp.float32(3.0)), {"x": jnp.array([0.3, 0.1]), "y": jnp.float32(0.7)}
-  same = lambda one, other: jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), one, other)
-  same(by_parts(moving, fixed), function(moving, fixed))
-  total = lambda f: lambda moving, fixed: sum(jax.tree.leaves(f(moving, fixed)))
-  same(jax.jit(jax.grad(total(by_parts), (0, 1)))(moving, fixed), jax.grad(total(function), (0, 1))(moving, fixed))
-  many = jax.tree.map(lambda x: jnp.stack([x, 2 * x, -x]), (moving, fixed))
-  same(jax.vmap(by_parts)(*many), jax.vmap(function)(*many))
 
 
 def test_a_mask_holds_through_the_inner_loop(quadratic):

@@ -159,3 +159,16 @@ def test_seven_layer_network_has_six_convolutions_and_2048_features():
   layers = mg.GatedNetwork(mg.nn.ConvNet7(classes=100)).layers((32, 32, 3))
   assert [l.kind for l in layers] == ["conv"] * 6 + ["dense"]
   assert layers[-1].inputs == 2048 and layers[-1].outputs == 100
+
+
+def test_classification_loss_ignores_padding(small_network, small_population, key):
+  params = small_network.init(key, (8, 8, 1))
+  loss = mg.classification_loss(small_network)
+  data = small_population.train(2)
+  count = int(data.count)
+  padded = data.rows(jnp.arange(data.index.shape[0]))
+  assert padded.weight.sum() == count < len(padded.weight)
+  logits, _ = small_network.apply(params, padded.images[:count])
+  probabilities = np.asarray(jax.nn.softmax(logits), np.float64)
+  expected = -np.mean(np.log(probabilities[np.arange(count), padded.labels[:count]]))
+  np.testing.assert_allclose(loss(params, padded), expected, rtol=1e-5)

@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from records import record
 from scipy import stats
 
 from experiments.reports import paper as report
 from experiments.reports.statistics import paired_difference
-from experiments.studies.protocols import Row
 from experiments.studies.paper import config_of
-from records import record
+from experiments.studies.protocols import Row
 
 SEEDS = (1, 2, 3, 4, 5)
 OURS = [0.80, 0.82, 0.81, 0.83, 0.79]

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from records import record
 
 from experiments import summarize
 from experiments.config import ConfigError
@@ -13,7 +14,6 @@ from experiments.runs.fewshot import SETTINGS
 from experiments.runs.measures import interval
 from experiments.studies.paper import config_of
 from experiments.studies.protocols import Row
-from records import record
 
 
 def test_a_report_is_recorded_and_readme_written_from_it(tmp_path):

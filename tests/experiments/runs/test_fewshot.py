@@ -117,16 +117,6 @@ def test_test_classes_are_never_seen_in_training(splits, tmp_path, monkeypatch):
   jax.tree.map(np.testing.assert_array_equal, *results)
 
 
-def test_cifar_fs_is_split_by_name():
-  classes = cifar_fs_classes()
-  assert [len(classes[split]) for split in ("train", "validation", "test")] == [64, 16, 20]
-  assert sorted(sum(classes.values(), [])) == list(range(100))
-  # Some of CIFAR-100's own numbers.
-  for split, name, number in (("train", "apple", 0), ("test", "bicycle", 8), ("validation", "motorcycle", 48),
-                              ("test", "rocket", 69), ("test", "worm", 99)):
-    assert classes[split][CIFAR_FS[split].index(name)] == number
-
-
 def test_omniglot_is_split_by_character(tmp_path, monkeypatch):
   """A character's turns are all in its split."""
   images = np.random.default_rng(0).integers(0, 256, (80, 28, 28, 1), np.uint8)
@@ -155,12 +145,6 @@ def test_pruning_is_gradual_however_short_the_training(steps):
   assert due[0] == steps // 2 and due[-1] == 3 * steps // 4 and 10 <= len(due) <= 12
   levels = [float(schedule.sparsity(step)) for step in due]
   assert np.diff(levels).max() < 0.3 and levels[-1] == pytest.approx(0.85)
-
-
-def test_a_split_of_classes_is_a_partition():
-  split = split_classes(range(100, 140), seed=0)
-  assert sorted(sum(split.values(), [])) == list(range(100, 140))
-  assert [len(split[name]) for name in ("train", "validation", "test")] == [26, 4, 10]
 
 
 @pytest.mark.parametrize("fields, message", [

@@ -6,13 +6,15 @@ import chex
 import numpy as np
 import pytest
 
+from configs import digits
 from experiments.config import ConfigError
 from experiments.reports import paper as report
 from experiments.run import run
 from experiments.runs.federated import run_seeds
 from experiments.runs.records import load_parameters
-from experiments.studies import paper as tables, protocols
-from configs import digits
+from experiments.studies import paper as tables
+from experiments.studies import protocols
+
 
 @pytest.fixture(scope="module")
 def small_tables():

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import call
 
 import metagater_jax as mg
 from configs import digits
-from commands import call
-from experiments.config import ConfigError, federated as config_module, registry
+from experiments.config import ConfigError, registry
+from experiments.config import federated as config_module
 from experiments.config.federated import check_config
 from experiments.config.fields import TUNED
 from experiments.runs.federated import load, make_tasks

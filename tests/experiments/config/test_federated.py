@@ -1,0 +1,72 @@
+"""Fields are checked before any long work, and the configs are the paper's protocols."""
+
+import jax
+import pytest
+
+from configs import cifar10, cifar10_moderate, cifar10_small, cifar100, digits, mnist
+from experiments.config import ConfigError
+from experiments.config.federated import check_config
+from experiments.config.registry import make_network
+from experiments.run import run
+
+
+def test_checking_a_config_leaves_it_as_it_was():
+  config = digits.get_config()
+  before = config.to_dict()
+  assert check_config(config).local_lr == 0.1 and config.to_dict() == before
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(cohort=16), "cohort is 16, but there are 15 training tasks"),
+    (dict(labels_per_task=11), "labels_per_task is 11, but digits has 10 classes"),
+    (dict(size_range=(100, 300)), r"cannot fill size_range=\(100, 300\)"),
+    (dict(size_range=(9, 3)), "1 <= smallest <= largest"),
+    (dict(local_lr=0.0), "local_lr must be positive, got 0.0"),
+    (dict(adapt_lr=-1.0), "adapt_lr must be positive, got -1.0"),
+    (dict(prox_weight=0.0), "prox_weight must be positive"),
+    (dict(beta=-0.1), "beta must be positive, got -0.1"),
+    (dict(penalty_weight=-1.0), "penalty_weight must not be negative"),
+    (dict(rounds=0), "rounds must be at least 1"),
+    (dict(target_sparsity=1.0), r"target_sparsity must lie in \[0, 1\), got 1.0"),
+    (dict(target_tasks=20), "at least one must be left for meta-training"),
+    (dict(gated_layers=("conv9",)), "'conv9' does not exist; the layers of ConvNet4 are conv1, conv2, conv3, output"),
+    (dict(gated=True, gated_layers=()), "gated_layers is empty"),
+    (dict(model="conv5"), "unknown model 'conv5'. Did you mean 'conv"),
+    (dict(algorithm="metagator"), "unknown algorithm 'metagator'. Did you mean 'metagater'. Known: fedavg, fedprox, metagater, "
+     "per_fedavg, pfedme, reptile"),
+    (dict(derivative="second_order"), "Did you mean 'first_order'"),
+    (dict(personalizer="two_stag"), "unknown personalizer 'two_stag'. Did you mean 'two_stage'"),
+    (dict(personalizer="two_stage", gated=False), "adapts gates, but this model has none; use fine_tune or metasnip_weight"),
+    (dict(algorithm="fedavg", personalizer="two_stage"), "adapts gates, but this model has none"),
+    (dict(personalizer="metasnip_weight", target_sparsity=None), "prunes to target_sparsity, which is None"),
+    (dict(meta_model="tests"), "meta_model is tests, which holds no finished run"),
+    (dict(tuned="mnits"), "unknown tuned 'mnits'. Did you mean 'mnist'"),
+    (dict(validation_tasks=15), "validation_tasks 15, but there are 20 tasks"),
+    (dict(server_lr=0.0), "server_lr must be positive, got 0.0"),
+    (dict(penalty="group_laso"), "Did you mean 'group_lasso'"),
+    (dict(gamma="nestrov"), "Did you mean 'nesterov'"),
+    (dict(widths=(16, 0, 3)), "widths must be positive"),
+    (dict(test_fraction=0.0), "test_fraction must lie between 0 and 1"),
+])
+def test_bad_fields_are_named_before_anything_is_written(change, message, tmp_path):
+  config = digits.get_config()
+  for field, value in change.items():
+    config[field] = value
+  with pytest.raises(ConfigError, match=message):
+    run(config, tmp_path / "w", quiet=True)
+  assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("config, tasks, labels, layers, rounds", [
+    (mnist, 20, 2, (), 200), (cifar10, 100, 2, ("conv3",), 100), (cifar10_moderate, 100, 2, ("conv5", "conv6"), 30),
+    (cifar10_small, 100, 2, ("conv5", "conv6"), 40), (cifar100, 100, 5, ("conv5", "conv6"), 40)])
+def test_configs_are_the_papers_protocols(config, tasks, labels, layers, rounds):
+  config = check_config(config.get_config())
+  assert (config.tasks, config.labels_per_task, config.rounds, config.local_steps, config.batch_size) == (
+      tasks, labels, rounds, 1, 20)
+  assert (config.gated_layers if config.gated else ()) == layers
+  assert config.data_dir is None
+  network = make_network(config, 100 if config.dataset == "cifar100" else 10)
+  shapes = jax.eval_shape(lambda key: network.init(key, (28, 28, 1) if config.dataset == "mnist" else (32, 32, 3)),
+                          jax.random.key(0))
+  assert set(shapes["gate"]) == set(layers)

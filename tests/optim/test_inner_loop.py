@@ -1,0 +1,89 @@
+"""Gradient descent that can be differentiated, on losses that are not quadratic, against finite differences in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import numpy_tanh_gradient, numpy_tanh_loss, tanh_loss
+
+import metagater_jax as mg
+
+START = {"W": np.array([[0.4, -0.3], [0.2, 0.5], [-0.6, 0.1]]), "a": np.array([0.7, -0.9]), "b": np.array([0.1, -0.2])}
+
+
+@pytest.fixture(scope="module")
+def problem():
+  """Three minibatches, and samples that the result is measured on."""
+  rng = np.random.default_rng(0)
+  return [(rng.normal(size=(8, 3)), rng.normal(size=8)) for _ in range(4)]
+
+
+def batch(x, y):
+  return mg.data.Batch(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), jnp.ones(len(y)))
+
+
+def solution(w, batches, rate):
+  for x, y in batches:
+    w = {name: w[name] - rate * g for name, g in numpy_tanh_gradient(w, x, y).items()}
+  return w
+
+
+def objective_of(problem, **options):
+  """ours: w ↦ L(A(w)) and A itself, on a minibatch of its own in each step."""
+  stacked = jax.tree.map(lambda *x: jnp.stack(x), *(batch(*own) for own in problem[:3]))
+  draw = lambda i: (jax.tree.map(lambda x: x[i], stacked), None)
+  adapt = lambda w: mg.optim.descend(tanh_loss, w, draw, rates=0.3, steps=3, **options)
+  return (lambda w: tanh_loss(adapt(w), batch(*problem[3]), None)), adapt
+
+
+def params():
+  return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), START)
+
+
+@pytest.mark.parametrize("derivative, atol", [("exact", 1e-4), ("hessian_free", 2e-3)])
+def test_the_derivative_is_that_through_all_steps(problem, derivative, atol):
+  objective, adapt = objective_of(problem, derivative=derivative)
+  expected = solution(START, problem[:3], 0.3)
+  got = adapt(params())
+  gradient = jax.jit(jax.grad(objective))(params())
+  value = lambda w: numpy_tanh_loss(solution(w, problem[:3], 0.3), *problem[3])
+  for name in START:
+    np.testing.assert_allclose(got[name], expected[name], atol=1e-5)
+    for index in np.ndindex(START[name].shape):
+      moved = [{**START, name: START[name] + sign * 1e-6 * (np.arange(START[name].size).reshape(START[name].shape) == np.ravel_multi_index(
+          index, START[name].shape))} for sign in (1, -1)]
+      assert float(gradient[name][index]) == pytest.approx((value(moved[0]) - value(moved[1])) / 2e-6, abs=atol)
+
+
+def test_first_order_is_the_gradient_at_the_solution_and_the_solution_exact(problem):
+  objective, adapt = objective_of(problem, derivative="first_order")
+  expected = numpy_tanh_gradient(solution(START, problem[:3], 0.3), *problem[3])
+  gradient, exact = jax.grad(objective)(params()), objective_of(problem)[1](params())
+  for name in START:
+    np.testing.assert_allclose(gradient[name], expected[name], atol=1e-5)
+    np.testing.assert_array_equal(adapt(params())[name], exact[name])
+
+
+def test_rates_may_be_traced_numbers(problem):
+  """As where they are tuned by `vmap`."""
+  run = lambda rate: mg.optim.descend(tanh_loss, params(), lambda i: (batch(*problem[0]), None), rates=rate, steps=1)
+  many = jax.vmap(run)(jnp.array([0.1, 0.3]))
+  for i, rate in enumerate((0.1, 0.3)):
+    np.testing.assert_allclose(many["W"][i], solution(START, problem[:1], rate)["W"], atol=1e-6)
+
+
+def test_keys_reach_the_loss(small_network, small_population):
+  """A gate's noise in the inner step is that of the key which the draw gives."""
+  loss = mg.classification_loss(small_network)
+  w = small_network.init(jax.random.key(0), (8, 8, 1))
+  data = small_population.train(0).rows(jnp.arange(12))
+  run = lambda key: mg.optim.descend(loss, w, lambda i: (data, key), rates=0.1)
+  for key in (jax.random.key(1), jax.random.key(2)):
+    expected = jax.tree.map(lambda w, g: w - 0.1 * g, w, jax.grad(loss)(w, data, key))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), run(key), expected)
+  assert not np.allclose(run(jax.random.key(1))["backbone"]["output"]["bias"], run(jax.random.key(2))["backbone"]["output"]["bias"], atol=1e-6)
+
+
+def test_bad_options(problem):
+  with pytest.raises(ValueError, match="unknown derivative 'exakt'. Did you mean 'exact'"):
+    objective_of(problem, derivative="exakt")[0](params())
