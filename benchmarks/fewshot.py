@@ -34,7 +34,8 @@ def _case(name, learner=mg.maml):
   images = np.random.default_rng(0).integers(0, 256, (64 * 40, *shape), np.uint8)
   pool = mg.fewshot.make_class_pool(images, np.repeat(np.arange(64), 40))
   queries = 5 if ways == 20 else 15
-  learner = learner(mg.classification_loss(network), inner_lr=INNER_LR, inner_steps=INNER_STEPS)
+  options = {"head": mg.nn.head_of(backbone, shape)} if learner is mg.fewshot.anil else {}
+  learner = learner(mg.classification_loss(network), inner_lr=INNER_LR, inner_steps=INNER_STEPS, **options)
   return label, network, network.init(jax.random.key(0), shape), pool, learner, {"ways": ways, "shots": shots, "queries": queries}
 
 

@@ -25,15 +25,8 @@ __all__ = ["main", "run"]
 
 
 def run(config: ConfigDict, workdir: str | Path, dataset: Dataset | None = None, quiet: bool = False) -> dict[str, Any]:
-  """Meta-trains, adapts to the target tasks, records everything in `workdir` and draws its figures; what `result.json` holds.
-
-  From a notebook: `run(configs.digits.get_config(), "runs/mine")`. Arguments are those of `experiments.runs.federated.run_seeds`; `quiet`
-  leaves out the progress line and the table.
-
-  Raises:
-    ConfigError: before any long work.
-    DivergedError: the loss is no longer finite; metrics until then are kept.
-  """
+  """Meta-trains, adapts to the target tasks, records everything in `workdir` and draws its figures; what `result.json` holds. Arguments and
+  errors are those of `experiments.runs.federated.run_seeds`; `quiet` leaves out the progress line and the table."""
   result = run_seeds(config, {config.seed: workdir}, dataset, quiet)[config.seed]
   if isinstance(result, Exception):
     raise result

@@ -8,27 +8,10 @@ import metagater_jax as mg
 from experiments.config import fields, registry
 from experiments.config.fields import ConfigError, check_known, gate_fields, pruning_fields
 
-__all__ = ["INNER_LOOP", "LEARNERS", "base_config", "check_config", "make_learner", "make_network"]
+__all__ = ["INNER_LOOP", "base_config", "check_config", "make_learner", "make_network"]
 
 # Name of the adaptation that is the learner's own.
 INNER_LOOP = "inner_loop"
-
-
-def _maml(make):
-  return lambda c, loss, network, steps: make(loss, network, inner_lr=c.inner_lr, inner_steps=steps, derivative=c.derivative,
-                                              learn_rates=c.learn_rates)
-
-
-def _anil(loss, network, **options):
-  return mg.fewshot.anil(loss, head=mg.nn.head_of(network.backbone, registry.ANY_IMAGE), **options)
-
-
-# Name of a learner to a function of (config, loss, network, inner steps).
-LEARNERS = {
-    "maml": _maml(lambda loss, network, **options: mg.maml(loss, **options)),
-    "anil": _maml(_anil),
-    "reptile": lambda c, loss, network, steps: mg.fewshot.meta_reptile(loss, inner_lr=c.inner_lr, inner_steps=steps),
-}
 
 
 def base_config() -> ConfigDict:
@@ -88,7 +71,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
   if config.train_queries is None:
     config.train_queries = config.queries
   datasets = [name for name, row in registry.DATASETS.items() if row.splits]
-  for field, known in (("model", registry.NETWORKS), ("learner", LEARNERS), ("derivative", mg.optim.DERIVATIVES), ("dataset", datasets),
+  for field, known in (("model", registry.NETWORKS), ("learner", registry.LEARNERS), ("derivative", mg.optim.DERIVATIVES), ("dataset", datasets),
                        ("compute_dtype", ("float32", "bfloat16"))):
     check_known(field, config[field], known)
   fields.check_counts(config, ("ways", "shots", "queries", "train_queries", "inner_steps", "test_inner_steps", "episodes", "steps", "eval_every",
@@ -96,10 +79,12 @@ def check_config(config: ConfigDict) -> ConfigDict:
   fields.check_positive(config, ("inner_lr", "outer_lr", "adapt_lr", "gate_adapt_lr"))
   if config.ways < 2:
     raise ConfigError(f"ways must be at least 2, got {config.ways}: with one class there is nothing to tell apart.")
-  if config.learner == "reptile" and config.learn_rates:
-    raise ConfigError("learn_rates is for maml and anil; reptile never differentiates its inner loop.")
-  if config.learner == "anil" and config.derivative == "hessian_free":
-    raise ConfigError("derivative 'hessian_free' is for maml; anil adapts its last layer only: use 'exact' or 'first_order'.")
+  learner = registry.LEARNERS[config.learner]
+  if config.learn_rates and not learner.learns_rates:
+    others = [name for name, row in registry.LEARNERS.items() if row.learns_rates]
+    raise ConfigError(f"learn_rates is for {' and '.join(others)}; {config.learner} never differentiates its inner loop.")
+  if config.derivative not in learner.derivatives:
+    raise ConfigError(f"{config.learner} has no derivative '{config.derivative}'; use {' or '.join(learner.derivatives)}.")
   if config.personalizer != INNER_LOOP:
     check_known("personalizer", config.personalizer, (INNER_LOOP, *registry.PERSONALIZERS))
     fields.check_personalizer(config, bool(config.gated_layers))
@@ -124,4 +109,4 @@ def make_network(config: ConfigDict) -> mg.GatedNetwork:
 
 def make_learner(config: ConfigDict, loss: mg.data.Loss, network: mg.GatedNetwork, inner_steps: int | None = None) -> mg.fewshot.MetaLearner:
   """The meta-learner of a config, with its own number of inner steps or another."""
-  return LEARNERS[config.learner](config, loss, network, inner_steps or config.inner_steps)
+  return registry.LEARNERS[config.learner].make(config, loss, network, inner_steps or config.inner_steps)

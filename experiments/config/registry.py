@@ -1,4 +1,4 @@
-"""What the names in a config stand for: one row per algorithm, personalizer, score, network and data set.
+"""What the names in a config stand for: one row per algorithm, personalizer, few-shot learner, score, network and data set.
 
 A row says how the thing is made, what a reader sees of it, its defaults and, where it is tuned, its search space. To add one, put a row into
 the table; a config file may do so for things of its own (docs/extending.md). Nothing else in `experiments` knows a name.
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 import metagater_jax as mg
 from metagater_jax.data.datasets import Dataset, load_dataset, load_omniglot
 
-__all__ = ["ALGORITHMS", "DATASETS", "NETWORKS", "PARTITIONS", "PENALTIES", "PERSONALIZERS", "SCORES", "AlgorithmRow", "DatasetRow", "Method",
+__all__ = ["ALGORITHMS", "DATASETS", "LEARNERS", "NETWORKS", "PARTITIONS", "PENALTIES", "PERSONALIZERS", "SCORES", "AlgorithmRow", "DatasetRow", "LearnerRow", "Method",
            "NetworkRow", "PersonalizerRow", "ScoreRow", "default_personalizer", "evaluation_axis", "is_pruned", "make_algorithm", "make_network",
            "make_partition", "make_penalty", "make_personalizer", "make_score", "methods", "pruning_schedule", "train_axis", "with_changes"]
 
@@ -145,6 +145,7 @@ class PersonalizerRow(NamedTuple):
     settings: values of the fields that a config leaves open and nobody tuned, where it is not the algorithm's usual personalizer.
     needs_gates: whether it can only follow a model with gates.
     prunes: whether it prunes, to `target_sparsity`, so that a config must have one.
+    follows: the algorithm whose model without gates it prunes where it is a method of the tables.
   """
 
   make: Callable[[ConfigDict, mg.data.Loss, mg.GatedNetwork], mg.personalize.Personalizer]
@@ -152,6 +153,7 @@ class PersonalizerRow(NamedTuple):
   settings: Mapping[str, Any]
   needs_gates: bool = False
   prunes: bool = False
+  follows: str = "metagater"
 
 
 def _adaptation(c: ConfigDict) -> dict[str, Any]:
@@ -232,8 +234,41 @@ def methods() -> dict[str, Method]:
       found[f"{name}_ungated"] = Method(name, False, row.personalizer[1], row.ungated_label or f"{row.label} w/o gates", ungated)
   for name, row in PERSONALIZERS.items():
     if row.prunes:
-      found[name] = Method("metagater", False, name, row.label, {})
+      found[name] = Method(row.follows, False, name, row.label, {})
   return found
+
+
+# --- few-shot learners
+
+
+class LearnerRow(NamedTuple):
+  """A few-shot meta-learner.
+
+  Attributes:
+    make: `(config, loss, network, inner steps) -> MetaLearner`.
+    label: what a reader sees.
+    derivatives: of its meta-objective that it offers.
+    learns_rates: whether it can learn its inner rates.
+  """
+
+  make: Callable[..., mg.fewshot.MetaLearner]
+  label: str
+  derivatives: tuple[str, ...] = mg.optim.DERIVATIVES
+  learns_rates: bool = False
+
+
+def _inner_loop(c: ConfigDict, steps: int) -> dict[str, Any]:
+  return {"inner_lr": c.inner_lr, "inner_steps": steps}
+
+
+LEARNERS: dict[str, LearnerRow] = {
+    "maml": LearnerRow(lambda c, loss, network, steps: mg.maml(
+        loss, derivative=c.derivative, learn_rates=c.learn_rates, **_inner_loop(c, steps)), "MAML", learns_rates=True),
+    "anil": LearnerRow(lambda c, loss, network, steps: mg.fewshot.anil(
+        loss, head=mg.nn.head_of(network.backbone, ANY_IMAGE), derivative=c.derivative, learn_rates=c.learn_rates, **_inner_loop(c, steps)),
+        "ANIL", ("exact", "first_order"), learns_rates=True),  # differences need an inner loop that adapts everything
+    "reptile": LearnerRow(lambda c, loss, network, steps: mg.fewshot.meta_reptile(loss, **_inner_loop(c, steps)), "Reptile"),
+}
 
 
 # --- scores

@@ -23,7 +23,19 @@ def check_not_negative(**options: float) -> None:
 
 
 def check_one_of(what: str, value: str, known: Iterable[str]) -> None:
-  """Raises a ValueError for a name that is not known, with the nearest that is (see `unknown`)."""
+  """Raises a ValueError for a name that is not known, with the nearest that is (see `unknown`).
+
+  Args:
+    what: the option, for the message.
+    value: what came.
+    known: the names there are.
+
+  Returns:
+    Nothing.
+
+  Raises:
+    ValueError: a value that is not known.
+  """
   known = list(known)
   if value not in known:
     raise ValueError(unknown(what, value, known))

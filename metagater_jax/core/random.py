@@ -7,7 +7,15 @@ __all__ = ["row_keys", "sample_positions"]
 
 
 def row_keys(key: jax.Array, rows: int) -> jax.Array:
-  """A key for each row of a batch, (rows,), so that a row's noise does not depend on which batch it is part of."""
+  """A key for each row of a batch, (rows,), so that a row's noise does not depend on which batch it is part of.
+
+  Args:
+    key: of the batch.
+    rows: how many rows it has.
+
+  Returns:
+    (rows,) keys.
+  """
   return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
 
@@ -16,6 +24,14 @@ def sample_positions(key: jax.Array, count: jax.Array, size: int) -> jax.Array:
 
   The first `size` steps of a Fisher-Yates shuffle of an array that is never made, so that the cost does not depend on how
   many samples a task has: swap k exchanges the places k and r_k ≥ k, and what a place holds follows from the swaps before.
+
+  Args:
+    key: that the draw is a function of.
+    count: () integer, how many numbers there are to draw from.
+    size: how many are drawn.
+
+  Returns:
+    (size,) integers.
   """
   k = jnp.arange(size)
   span = jnp.maximum(count - k, 1)

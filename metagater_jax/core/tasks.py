@@ -15,12 +15,26 @@ TASK_AXIS = "tasks"
 
 
 def task_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh of these devices (None: all there are) with the one axis over which tasks are spread."""
+  """A mesh of these devices (None: all there are) with the one axis over which tasks are spread.
+
+  Args:
+    devices: that the mesh has; None: all.
+
+  Returns:
+    A mesh with the axis `TASK_AXIS`.
+  """
   return Mesh(np.array(jax.devices() if devices is None else devices), (TASK_AXIS,))
 
 
 def task_axes(mergeable: bool = False) -> tuple[str, ...]:
-  """The names that `task_axis` may have, beside positive numbers."""
+  """The names that `task_axis` may have, beside positive numbers.
+
+  Args:
+    mergeable: whether tasks can be merged to one batch (`FederatedAlgorithm.mergeable`).
+
+  Returns:
+    The names.
+  """
   return ("auto", "vmap", "map", *(["merged"] if mergeable else []))
 
 
@@ -52,6 +66,12 @@ def map_tasks(function: Callable[[Any], Any], tasks: Any, how: str | int = "auto
     tasks: a pytree of arrays with a leading task axis.
     how: "vmap" (all at once), "map" (one after the other: less memory, and on a CPU faster, since a task's
       intermediates fit in the cache), a number (so many at once), or "auto": "map" on CPU, "vmap" elsewhere.
+
+  Returns:
+    The results, with a leading task axis.
+
+  Raises:
+    ValueError: an unknown `how`.
   """
   how = resolve_task_axis(how)
   if how == "vmap":
@@ -69,6 +89,12 @@ def sum_over_tasks(function: Callable[[Any], Any], tasks: Any, share: jax.Array,
     tasks: a pytree of arrays with a leading task axis.
     share: (tasks,) their parts in the sum.
     how: as in `map_tasks`.
+
+  Returns:
+    The sum, a pytree like one result of `function`.
+
+  Raises:
+    ValueError: an unknown `how`.
   """
   how = resolve_task_axis(how)
   count = share.shape[0]

@@ -24,12 +24,25 @@ class Model(NamedTuple):
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
-  """The name of a leaf from its key path: "backbone/conv3/kernel"."""
+  """The name of a leaf from its key path: "backbone/conv3/kernel".
+
+  Args:
+    path: of key entries, as `jax.tree_util` gives it.
+
+  Returns:
+    The keys, joined by "/".
+  """
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def named_leaves(tree: Params) -> dict[str, jax.Array]:
   """The leaves of a tree by name, in the tree's order.
+
+  Args:
+    tree: any pytree.
+
+  Returns:
+    A dictionary of its leaves.
 
   >>> named_leaves({"conv": {"kernel": 1, "bias": 2}})
   {'conv/bias': 2, 'conv/kernel': 1}

@@ -29,6 +29,9 @@ def microbatched(loss: Loss, rows: int) -> Loss:
   Args:
     loss: on minibatches.
     rows: at most so many rows in a part; parts are equal, so it is the largest divisor of the batch's rows.
+
+  Returns:
+    A loss of the same value and gradient.
   """
   def value_and_gradient(params, batch, key):
     count = batch.labels.shape[0]
@@ -93,6 +96,9 @@ def mean_over_task(measure: Callable[[Batch], Any], data: TaskData, chunk: int =
     measure: batch to a pytree of arrays with a leading sample axis.
     data: the samples.
     chunk: rows at a time; chunks that are all padding are skipped.
+
+  Returns:
+    A pytree like what `measure` gives, without the sample axis.
   """
   chunk = min(chunk, data.index.shape[0])
   first = jnp.arange(chunk)

@@ -46,6 +46,9 @@ def draw_sizes(rng: np.random.Generator, tasks: int, size_range: tuple[int, int]
     fill: scale the sizes so that all that is available is used (as far as the range allows). Otherwise they are scaled
       down only if they ask for more than there is.
 
+  Returns:
+    (tasks,) integers.
+
   Raises:
     ValueError: an empty range, or one whose smallest sizes already need more than there is.
   """
@@ -83,6 +86,9 @@ def partition_by_label(labels: np.ndarray, *, tasks: int, labels_per_task: int, 
     fill: see `draw_sizes`.
     cyclic: task i holds the classes i, i + 1, … (modulo their number), as pFedMe's generator has it, so that tasks with
       the same labels come back; otherwise any combination of labels may occur.
+
+  Returns:
+    The partition.
 
   Raises:
     ValueError: more labels per task than classes, a range too small for the labels, or more than the data can fill.
@@ -143,6 +149,9 @@ def partition_by_dirichlet(labels: np.ndarray, *, tasks: int, concentration: flo
     test_fraction: part of each task that is its test data.
     smallest: the proportions are drawn anew until each task holds at least this many samples.
 
+  Returns:
+    The partition.
+
   Raises:
     ValueError: a concentration that is not positive, or no draw in 1,000 that gives each task `smallest` samples.
   """
@@ -185,6 +194,9 @@ def split_tasks(tasks: int, targets: int, seed: int, *, validation: int = 0, see
     seed: the choice is a function of it. The targets do not depend on `validation`.
     validation: how many of the others are kept out of meta-training.
     seen: let the target tasks take part in meta-training (by default they are held out).
+
+  Returns:
+    Numbers of the training, the validation and the target tasks.
 
   Raises:
     ValueError: if none is left for meta-training.

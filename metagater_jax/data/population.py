@@ -137,7 +137,15 @@ _SCALE = (0.5, 0.5)
 
 
 def to_float(images: jax.Array, scale: jax.Array | tuple[float, float] = _SCALE) -> jax.Array:
-  """uint8 pixels p to floats (p/255 − mean)/std with scale = (mean, std); floats stay as they are."""
+  """uint8 pixels p to floats (p/255 − mean)/std with scale = (mean, std); floats stay as they are.
+
+  Args:
+    images: (…) uint8 or floats.
+    scale: (mean, std) of pixels in 0 … 1.
+
+  Returns:
+    Floats of the same shape.
+  """
   return (images.astype(jnp.float32) / 255 - scale[0]) / scale[1] if images.dtype == jnp.uint8 else images
 
 
@@ -151,6 +159,9 @@ def make_population(images: np.ndarray, labels: np.ndarray, partition: Partition
     partition: which samples belong to which task. Samples that no task holds are left out of the pool.
     scale: (mean, std) for uint8 images, see `to_float`.
 
+  Returns:
+    The population; its pool has the samples that some task holds.
+
   Raises:
     ValueError: lengths that differ, a standard deviation that is not positive, or a partition of another data set.
   """
@@ -162,6 +173,16 @@ def make_populations(images: np.ndarray, labels: np.ndarray, partitions: Sequenc
   """Several populations of one data set that share the pool and have the same shapes, so that one program serves all.
 
   Arguments and errors as in `make_population`.
+
+  Args:
+    images, labels, scale: as in `make_population`.
+    partitions: one for each population.
+
+  Returns:
+    The populations, in the order of their partitions.
+
+  Raises:
+    ValueError: as in `make_population`.
   """
   if len(images) != len(labels):
     raise ValueError(f"there are {len(images)} images but {len(labels)} labels.")
@@ -180,13 +201,31 @@ def make_populations(images: np.ndarray, labels: np.ndarray, partitions: Sequenc
 
 
 def make_task(images: np.ndarray, labels: np.ndarray, scale: tuple[float, float] = _SCALE) -> TaskData:
-  """One task from plain arrays, to adapt to or to evaluate on."""
+  """One task from plain arrays, to adapt to or to evaluate on.
+
+  Args:
+    images: (samples, …) uint8 (scaled by `to_float`) or floats.
+    labels: (samples,) integers.
+    scale: (mean, std) for uint8 images.
+
+  Returns:
+    A `TaskData` that holds all samples.
+  """
   return TaskData(*map(jnp.asarray, (images, np.asarray(labels, np.int32), np.arange(len(labels)), len(labels),
                                      np.array(scale, np.float32))))
 
 
 def sample_batch(key: jax.Array, data: TaskData, size: int) -> Batch:
-  """A minibatch without replacement. A task with fewer than `size` samples gives all of them, padded with weight 0."""
+  """A minibatch without replacement. A task with fewer than `size` samples gives all of them, padded with weight 0.
+
+  Args:
+    key: that the draw is a function of.
+    data: the task.
+    size: rows of the minibatch; at most the longest task has.
+
+  Returns:
+    The minibatch, (size, …).
+  """
   return data.rows(sample_positions(key, data.count, min(size, data.index.shape[0])))
 
 

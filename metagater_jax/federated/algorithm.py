@@ -17,7 +17,7 @@ __all__ = ["ClientUpdate", "FederatedAlgorithm", "FederatedState", "federated_in
 
 
 class ClientUpdate(NamedTuple):
-  """What a client sends: `delta` (a pytree like the parameters), and scalars to be averaged."""
+  """What a client sends: `delta` (a pytree like the parameters), and `metrics`, scalars to be averaged."""
 
   delta: Params
   metrics: dict[str, jax.Array]
@@ -60,5 +60,14 @@ class FederatedState(NamedTuple):
 
 
 def federated_init(algorithm: FederatedAlgorithm, params: Params, key: jax.Array) -> FederatedState:
-  """The state before the first round."""
+  """The state before the first round.
+
+  Args:
+    algorithm: what runs.
+    params: of the network, where it starts.
+    key: the run's.
+
+  Returns:
+    The state.
+  """
   return FederatedState(jnp.zeros((), jnp.int32), key, algorithm.init(params))

@@ -23,6 +23,9 @@ def averaging(client_update: Callable[..., ClientUpdate], *, draws: int, server_
     draws, mergeable: see `FederatedAlgorithm`.
     server_lr: ε; 1 puts the average of the clients' models in the place of w.
 
+  Returns:
+    The algorithm.
+
   Raises:
     ValueError: a rate that is not positive.
   """
@@ -36,7 +39,19 @@ def averaging(client_update: Callable[..., ClientUpdate], *, draws: int, server_
 
 
 def local_training(loss: Loss, *, lr: float, steps: int, prox_weight: float = 0.0) -> Callable[..., ClientUpdate]:
-  """A client update whose delta is w_i − w, with w_i from `steps` steps of gradient descent on L_i(v) + (λ/2)‖v − w‖²."""
+  """A client update whose delta is w_i − w, with w_i from `steps` steps of gradient descent on L_i(v) + (λ/2)‖v − w‖².
+
+  Args:
+    loss: L_i, `(params, batch, key) -> scalar`.
+    lr, steps: of the gradient descent.
+    prox_weight: λ.
+
+  Returns:
+    `(w, draw) -> ClientUpdate`.
+
+  Raises:
+    ValueError: a rate or number of steps that is not positive.
+  """
   check_positive(local_lr=lr, local_steps=steps)
   sgd = optax.sgd(lr)
 

@@ -17,6 +17,9 @@ def fedavg(loss: Loss, *, local_lr: float, local_steps: int = 1) -> FederatedAlg
     loss: L_i on a minibatch, `(params, batch, key) -> scalar`.
     local_lr, local_steps: η and K.
 
+  Returns:
+    The algorithm.
+
   Raises:
     ValueError: a rate or number of steps that is not positive.
   """

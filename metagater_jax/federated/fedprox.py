@@ -19,6 +19,9 @@ def fedprox(loss: Loss, *, local_lr: float, prox_weight: float = 0.1, local_step
     local_lr, local_steps: η and K.
     prox_weight: μ of the reference (λ of MetaGater's local problem).
 
+  Returns:
+    The algorithm.
+
   Raises:
     ValueError: a rate, weight or number of steps that is not positive.
   """

@@ -27,7 +27,8 @@ BLOCKS = 3
 
 
 class PlannedRounds(NamedTuple):
-  """Some rounds on the devices, ready for `follow_plan`; `key_data` are the plan's keys as plain integers."""
+  """Some rounds on the devices, ready for `follow_plan`: their `plan`, its keys as plain integers (`key_data`), and the `minibatches` that it
+  draws."""
 
   plan: RoundPlan
   key_data: jax.Array

@@ -24,7 +24,14 @@ class MetaGaterState(NamedTuple):
 
 
 def default_beta(prox_weight: float) -> float:
-  """β = 0.3/λ: above about 0.5/λ the growing γ_t diverges within a few hundred rounds, 0.1/λ is slow."""
+  """β = 0.3/λ: above about 0.5/λ the growing γ_t diverges within a few hundred rounds, 0.1/λ is slow.
+
+  Args:
+    prox_weight: λ.
+
+  Returns:
+    β.
+  """
   return 0.3 / prox_weight
 
 
@@ -55,6 +62,9 @@ def metagater(loss: Loss, *, local_lr: float, prox_weight: float = 15.0, local_s
     penalty_weight: μ.
     before_server: an optax transformation of d in front of the server's update, clipping for instance.
 
+  Returns:
+    The algorithm; its server state is a `MetaGaterState`.
+
   Raises:
     ValueError: a rate, weight or number of steps that is not positive, or what `accelerated_proximal` refuses.
   """
@@ -69,12 +79,15 @@ def metagater(loss: Loss, *, local_lr: float, prox_weight: float = 15.0, local_s
     return MetaGaterState(md=w, optimizer=server.init(w))
 
   def client_update(md, draw):
-    w_i, value = local_solve(loss, md, draw, optimizer=sgd, steps=local_steps, prox_weight=prox_weight)  # (2)
-    d_i = jax.tree.map(lambda md, w: prox_weight * (md - w), md, w_i)                                    # (3), of which the round takes the mean
+    # (2)
+    w_i, value = local_solve(loss, md, draw, optimizer=sgd, steps=local_steps, prox_weight=prox_weight)
+    # (3), of which the round takes the mean over the cohort
+    d_i = jax.tree.map(lambda md, w: prox_weight * (md - w), md, w_i)
     return ClientUpdate(d_i, {"loss": value})
 
   def server_update(state, d):
-    step, optimizer = server.update(d, state.optimizer, state.md)         # (4) and (5), and (1) of the next round as a step from this md
+    # (4) and (5), and (1) of the next round as a step from this round's md
+    step, optimizer = server.update(d, state.optimizer, state.md)
     return MetaGaterState(optax.apply_updates(state.md, step), optimizer)
 
   def deploy(state):

@@ -30,6 +30,9 @@ def per_fedavg(loss: Loss, *, local_lr: float, inner_lr: float, derivative: str 
     derivative: one of the above, see `optim.descend`.
     hessian_step: length ‖δg‖ of the difference in `hessian_free`, relative to 1 + ‖w‖.
 
+  Returns:
+    The algorithm.
+
   Raises:
     ValueError: a rate or number of steps that is not positive, or an unknown derivative.
   """

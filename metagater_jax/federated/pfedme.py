@@ -29,6 +29,9 @@ def pfedme(loss: Loss, *, local_lr: float, personal_lr: float, prox_weight: floa
     prox_weight: λ.
     server_lr: β.
 
+  Returns:
+    The algorithm.
+
   Raises:
     ValueError: a rate, weight or number of steps that is not positive.
   """

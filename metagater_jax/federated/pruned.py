@@ -43,6 +43,9 @@ def federated_pruning(make: Callable[[Loss], FederatedAlgorithm], loss: Loss, sc
     score: of an `Episode` of two minibatches B₁ (support) and B₂ (query), as `pruning.anp(fewshot.maml(loss, inner_lr=α).meta_loss)`; one
       without contributions (`pruning.magnitude()`) costs the clients nothing.
     scope, granularity, prunable: see `pruning.make_mask`.
+
+  Returns:
+    The algorithm; its server state is a `PruningServer`.
   """
   plain = make(loss)
 

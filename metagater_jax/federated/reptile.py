@@ -18,6 +18,9 @@ def reptile(loss: Loss, *, local_lr: float, server_lr: float = 0.5, local_steps:
     local_lr, local_steps: η and K.
     server_lr: ε.
 
+  Returns:
+    The algorithm.
+
   Raises:
     ValueError: a rate or number of steps that is not positive.
   """

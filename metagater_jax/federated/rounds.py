@@ -44,6 +44,14 @@ class RoundPlan(NamedTuple):
 def sample_cohort(key: jax.Array, tasks: jax.Array, size: int) -> jax.Array:
   """`size` different entries of `tasks`, uniformly.
 
+  Args:
+    key: that the draw is a function of.
+    tasks: (tasks,) numbers.
+    size: of the cohort.
+
+  Returns:
+    (size,) numbers.
+
   Raises:
     ValueError: a cohort larger than the tasks.
   """
@@ -70,6 +78,9 @@ def plan_rounds(key: jax.Array, start: jax.Array, counts: jax.Array, tasks: jax.
     draws: minibatches per client.
     weighted: average by the tasks' numbers of train samples instead of evenly.
     multiple: the cohort is padded to a multiple of this, for so many devices.
+
+  Returns:
+    The plan, with a leading axis of rounds.
 
   Raises:
     ValueError: a cohort larger than the tasks.
@@ -148,8 +159,14 @@ def federated_round(algorithm: FederatedAlgorithm, state: FederatedState, popula
 
   Arguments as in `run_rounds`.
 
+  Args:
+    algorithm, state, population, tasks, **options: as in `run_rounds`.
+
   Returns:
     The state after the round, and the clients' mean metrics.
+
+  Raises:
+    ValueError: as in `run_rounds`.
   """
   state, metrics = run_rounds(algorithm, state, population, tasks, rounds=1, **options)
   return state, jax.tree.map(lambda x: x[0], metrics)
@@ -172,6 +189,12 @@ def run_rounds(algorithm: FederatedAlgorithm, state: FederatedState, population:
     tasks: (training tasks,) their numbers in the population.
     rounds, cohort, batch_size, weighted: see `plan_rounds`.
     task_axis, mesh: see `follow_plan`. The population is on every device of the mesh.
+
+  Returns:
+    The state after the last round, and the clients' mean metrics, (rounds,).
+
+  Raises:
+    ValueError: a cohort larger than the tasks, clients that the devices do not divide, or an unknown `task_axis`.
   """
   block = max(size for size in range(1, _PLANNED + 1) if rounds % size == 0)
 

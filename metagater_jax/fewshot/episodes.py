@@ -44,6 +44,9 @@ def make_class_pool(images: np.ndarray, labels: np.ndarray, classes: Sequence[in
     classes: which; None: all that `labels` has.
     scale: (mean, std) for uint8 images.
 
+  Returns:
+    The pool.
+
   Raises:
     ValueError: lengths that differ, a class twice, or one without samples.
   """
@@ -70,6 +73,12 @@ def with_rotations(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, 
   Args:
     images: (samples, size, size, …), square.
     labels: (samples,) integers.
+
+  Returns:
+    Images and labels, four times as many.
+
+  Raises:
+    ValueError: images that are not square.
   """
   if images.shape[1] != images.shape[2]:
     raise ValueError(f"only square images can be turned by 90°; these are {images.shape[1]}×{images.shape[2]}.")
@@ -78,7 +87,18 @@ def with_rotations(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, 
 
 
 def check_episodes(pool: ClassPool, *, ways: int, shots: int, queries: int) -> None:
-  """Raises a ValueError if such episodes cannot be drawn from a pool: too few classes, or too few samples in one."""
+  """Raises a ValueError if such episodes cannot be drawn from a pool: too few classes, or too few samples in one.
+
+  Args:
+    pool: that is drawn from.
+    ways, shots, queries: of the episodes.
+
+  Returns:
+    Nothing.
+
+  Raises:
+    ValueError: see there.
+  """
   for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
     if value < 1:
       raise ValueError(f"an episode needs at least one of {name}, got {value}.")
@@ -94,6 +114,14 @@ def check_episodes(pool: ClassPool, *, ways: int, shots: int, queries: int) -> N
 
 def sample_episode(key: jax.Array, pool: ClassPool, *, ways: int, shots: int, queries: int) -> Episode:
   """One episode: `ways` different classes in random order, `shots + queries` different samples of each.
+
+  Args:
+    key: that the episode is a function of.
+    pool: what is drawn from.
+    ways, shots, queries: how many classes, and samples of each to adapt on and to be measured on.
+
+  Returns:
+    The episode.
 
   Raises:
     ValueError: see `check_episodes`.
@@ -112,7 +140,18 @@ def sample_episode(key: jax.Array, pool: ClassPool, *, ways: int, shots: int, qu
 
 
 def sample_episodes(key: jax.Array, pool: ClassPool, episodes: int, *, ways: int, shots: int, queries: int) -> Episode:
-  """So many independent episodes, with a leading axis."""
+  """So many independent episodes, with a leading axis.
+
+  Args:
+    key, pool, ways, shots, queries: as in `sample_episode`.
+    episodes: how many.
+
+  Returns:
+    An `Episode` with a leading axis (episodes,).
+
+  Raises:
+    ValueError: as in `sample_episode`.
+  """
   return jax.vmap(lambda key: sample_episode(key, pool, ways=ways, shots=shots, queries=queries))(
       jax.random.split(key, episodes))
 
@@ -128,9 +167,13 @@ def augment_images(key: jax.Array, images: jax.Array, *, flip: bool = True, shif
         return mg.data.Episode(*(part._replace(images=mg.fewshot.augment_images(k, part.images)) for k, part in zip(keys, episode)))
 
   Args:
+    key: that the draw is a function of.
     images: (batch, height, width, channels).
     flip: left to right, with probability one half.
     shift: the largest, in pixels; 0: none.
+
+  Returns:
+    Images of the same shape.
 
   Raises:
     ValueError: images of other shapes, or a shift that is not in [0, the images' size).

@@ -60,6 +60,9 @@ def maml(loss: Loss, *, inner_lr: float, inner_steps: int = 1, derivative: str =
       {"weights": params, "inner_lr": one scalar per leaf}.
     adapted: `name -> bool`, which leaves the inner loop changes; None: all. Names are like "backbone/conv1/kernel".
 
+  Returns:
+    The learner.
+
   Raises:
     ValueError: a rate or number of steps that is not positive, or an unknown derivative.
   """
@@ -92,13 +95,19 @@ def maml(loss: Loss, *, inner_lr: float, inner_steps: int = 1, derivative: str =
   return MetaLearner(init, meta_loss, jax.value_and_grad(meta_loss), deploy, Personalizer(no_calibration, adapt))
 
 
-def anil(loss: Loss, *, head: str = "output", **options: Any) -> MetaLearner:
+def anil(loss: Loss, *, head: str, **options: Any) -> MetaLearner:
   """Almost no inner loop (Raghu et al. 2020): MAML whose inner loop changes the last layer only.
 
   Args:
     loss: `(params, batch, key) -> scalar`.
-    head: name of the last layer, a part of its leaves' names (`metagater_jax.nn.head_of` knows it).
+    head: name of the last layer, a part of its leaves' names; `nn.head_of(backbone, image_shape)` knows it.
     **options: of `maml`.
+
+  Returns:
+    The learner.
+
+  Raises:
+    ValueError: as `maml`; from the inner loop, a head that no leaf is part of.
   """
   return maml(loss, adapted=lambda name: head in name.split("/"), **options)
 
@@ -115,6 +124,12 @@ def meta_reptile(loss: Loss, *, inner_lr: float, inner_steps: int = 5) -> MetaLe
     loss: `(params, batch, key) -> scalar`.
     inner_lr: α.
     inner_steps: of gradient descent.
+
+  Returns:
+    The learner.
+
+  Raises:
+    ValueError: a rate that is not positive; from `meta_gradient`, fewer samples in an episode than steps.
   """
   check_positive(inner_lr=inner_lr)
   plain = maml(loss, inner_lr=inner_lr, inner_steps=inner_steps, derivative="first_order")

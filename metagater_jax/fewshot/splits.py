@@ -25,13 +25,26 @@ CIFAR_FS = {
 
 
 def cifar_fs_classes() -> dict[str, list[int]]:
-  """Labels of CIFAR-100's classes by split: its fine labels are numbered in the alphabetical order of their names."""
+  """Labels of CIFAR-100's classes by split: its fine labels are numbered in the alphabetical order of their names.
+
+  Returns:
+    (64,), (16,) and (20,) labels.
+  """
   number = {name: i for i, name in enumerate(sorted(name for names in CIFAR_FS.values() for name in names))}
   return {split: [number[name] for name in names] for split, names in CIFAR_FS.items()}
 
 
 def split_classes(classes: Sequence[int], seed: int, validation: float = 0.1, test: float = 0.25) -> dict[str, list[int]]:
-  """Classes at random into train, validation and test, of which two get these fractions."""
+  """Classes at random into train, validation and test, of which two get these fractions.
+
+  Args:
+    classes: numbers.
+    seed: that the split is a function of.
+    validation, test: fractions of the classes.
+
+  Returns:
+    Sorted classes by name of the split.
+  """
   order = np.random.default_rng(seed).permutation(np.asarray(classes))
   held = round(validation * len(order)), round(test * len(order))
   parts = np.split(order, [held[0], sum(held)])

@@ -20,9 +20,13 @@ __all__ = ["MetaState", "evaluate_episodes", "meta_init", "run_meta_steps"]
 
 
 class MetaState(NamedTuple):
-  """Everything a run needs to go on: meta-steps done, the run's key, the meta-parameters, the optimizer's state (masks too).
+  """Everything a run needs to go on. Step t's randomness is a function of (key, t).
 
-  Step t's randomness is a function of (key, t).
+  Attributes:
+    step: () integer, meta-steps done.
+    key: the run's.
+    params: the meta-parameters.
+    optimizer: its state (masks too).
   """
 
   step: jax.Array
@@ -32,7 +36,17 @@ class MetaState(NamedTuple):
 
 
 def meta_init(learner: MetaLearner, optimizer: optax.GradientTransformation, params: Params, key: jax.Array) -> MetaState:
-  """The state before the first step, from a network's parameters."""
+  """The state before the first step, from a network's parameters.
+
+  Args:
+    learner: what is trained.
+    optimizer: the outer one.
+    params: of the network.
+    key: the run's.
+
+  Returns:
+    The state.
+  """
   params = learner.init(params)
   return MetaState(jnp.zeros((), jnp.int32), key, params, optimizer.init(params))
 
@@ -122,6 +136,12 @@ def evaluate_episodes(personalizer: Personalizer, logits: Callable[[Params, jax.
     data: what `sample` draws from.
     calibration: of the personalizer; of a learner's own what `learner.deploy` gives.
     episodes, task_axis, mesh: as in `run_meta_steps`.
+
+  Returns:
+    Both, as fractions.
+
+  Raises:
+    ValueError: episodes that the devices do not divide.
   """
   if mesh is not None:
     check_mesh(mesh, episodes)

@@ -52,6 +52,10 @@ class MLP(nn.Module):
   """Fully connected network; the paper's MNIST model is 784-100-10.
 
   Layers: `hidden1`, `hidden2`, …, `output`.
+
+  Attributes:
+    classes: logits.
+    widths: of the hidden layers.
   """
 
   classes: int
@@ -71,6 +75,10 @@ class ConvNet4(nn.Module):
   """Three 3×3 convolutions, each with relu and 2×2 max pooling, and a fully connected layer.
 
   For 32×32 images the fully connected layer is 2048-classes, as in the paper. Layers: `conv1`, `conv2`, `conv3`, `output`.
+
+  Attributes:
+    classes: logits.
+    widths: channels of the convolutions.
   """
 
   classes: int
@@ -90,6 +98,10 @@ class ConvNet7(nn.Module):
 
   After the second and fourth convolution 2×2 max pooling, after the sixth 2×2 average pooling. The paper gives no widths;
   these end in the 2048 features that its four-layer network has. Layers: `conv1` … `conv6`, `output`.
+
+  Attributes:
+    classes: logits.
+    widths: channels of the six convolutions.
   """
 
   classes: int
@@ -154,6 +166,10 @@ class FewShotConvNet(nn.Module):
   max pooling, and a fully connected layer.
 
   Layers: `conv1` … `conv4`, `output`.
+
+  Attributes:
+    classes: logits, the ways of an episode.
+    widths: channels of the blocks, one block each.
   """
 
   classes: int
@@ -174,6 +190,10 @@ class ResNet12(nn.Module):
   of the sum. The mean over places feeds a fully connected layer.
 
   Layers: `block1/conv1` … `block4/conv3`, `block1/shortcut` …, `output`.
+
+  Attributes:
+    classes: logits, the ways of an episode.
+    widths: channels of the blocks, one block each.
   """
 
   classes: int

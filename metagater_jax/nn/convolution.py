@@ -29,7 +29,8 @@ def conv_as_matmul(inputs, kernel, window_strides, padding, lhs_dilation=None, r
   Args:
     inputs: (batch, height, width, C_in).
     kernel: (kernel height, kernel width, C_in, C_out).
-    window_strides, padding, rhs_dilation: as lax takes them.
+    window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, batch_group_count, precision,
+      preferred_element_type: as lax takes them.
 
   Returns:
     (batch, height', width', C_out).
@@ -91,6 +92,16 @@ def max_pool(features: jax.Array, window: int = 2) -> jax.Array:
   """Non-overlapping max pooling of (batch, height, width, channels); rows and columns left over are dropped.
 
   Where several elements share the maximum, the first of them gets the gradient.
+
+  Args:
+    features: (batch, height, width, channels).
+    window: in pixels, in both directions.
+
+  Returns:
+    (batch, height // window, width // window, channels).
+
+  Raises:
+    ValueError: a window larger than the features.
   """
   return _fold_max(_fold_max(_windows(features, window), 2), 4)[:, :, 0, :, 0]
 
@@ -105,7 +116,18 @@ def _fold_max(x, axis):
 
 
 def average_pool(features: jax.Array, window: int = 2) -> jax.Array:
-  """Non-overlapping average pooling of (batch, height, width, channels); rows and columns left over are dropped."""
+  """Non-overlapping average pooling of (batch, height, width, channels); rows and columns left over are dropped.
+
+  Args:
+    features: (batch, height, width, channels).
+    window: in pixels, in both directions.
+
+  Returns:
+    (batch, height // window, width // window, channels).
+
+  Raises:
+    ValueError: a window larger than the features.
+  """
   return _windows(features, window).mean(axis=(2, 4))
 
 

@@ -52,6 +52,9 @@ def network_layers(backbone: nn.Module, image_shape: Sequence[int]) -> tuple[Lay
   Args:
     backbone: any flax module that takes images (batch, …).
     image_shape: of one image, without the batch axis.
+
+  Returns:
+    A layer per call; a module that is called twice is there twice.
   """
   layers, marks = [], []
 
@@ -120,17 +123,41 @@ def _inner_programs(equation):
 
 
 def head_of(backbone: nn.Module, image_shape: Sequence[int]) -> str:
-  """The name of the layer that makes the logits: what the network says itself (its attribute `head`), or the last layer that is called."""
+  """The name of the layer that makes the logits: what the network says itself (its attribute `head`), or the last layer that is called.
+
+  Args:
+    backbone: a flax module.
+    image_shape: of one image, without the batch axis.
+
+  Returns:
+    Its path in the network.
+  """
   return getattr(backbone, "head", None) or network_layers(backbone, image_shape)[-1].name
 
 
 def dense_cost(layers: Sequence[Layer]) -> tuple[int, int]:
-  """(MACs per example, parameters) of the backbone without gates."""
+  """(MACs per example, parameters) of the backbone without gates.
+
+  Args:
+    layers: see `network_layers`.
+
+  Returns:
+    Both, as integers.
+  """
   return sum(layer.macs for layer in layers), sum(layer.parameters for layer in layers)
 
 
 def gate_cost(layers: Sequence[Layer], gated_layers: Sequence[str], hidden: int = 16) -> tuple[int, int]:
-  """(MACs per example, parameters) that the gates themselves add; pooling is additions only and not counted."""
+  """(MACs per example, parameters) that the gates themselves add; pooling is additions only and not counted.
+
+  Args:
+    layers: see `network_layers`.
+    gated_layers: paths of the modules that have a gate.
+    hidden: units of each gate's hidden layer.
+
+  Returns:
+    Both, as integers.
+  """
   macs = parameters = 0
   for gate in gated_layers:
     inputs = next(layer for layer in layers if layer.name == gate or layer.name.startswith(f"{gate}/")).inputs  # the first reads what the gate reads
@@ -149,6 +176,9 @@ def gated_macs(layers: Sequence[Layer], masks: Mapping[str, jax.Array]) -> jax.A
   Args:
     layers: see `network_layers`.
     masks: (batch, channels) by gated layer.
+
+  Returns:
+    (batch,) floats.
   """
   on = _by_layer(layers, masks)
   return sum(layer.macs * _mean(on.get(layer.name)) * _read(layer, layers, on) for layer in layers) + jnp.zeros(())
@@ -160,6 +190,9 @@ def gated_parameters(layers: Sequence[Layer], used: Mapping[str, jax.Array]) -> 
   Args:
     layers: see `network_layers`.
     used: (channels,) booleans by gated layer: whether any input switches the channel on.
+
+  Returns:
+    A scalar float.
   """
   kept = _by_layer(layers, {name: mask.astype(jnp.float32) for name, mask in used.items()})
   total = jnp.zeros(())
@@ -178,6 +211,9 @@ def masked_macs(layers: Sequence[Layer], mask: Mapping[str, Any]) -> jax.Array:
   Args:
     layers: see `network_layers`.
     mask: of the backbone's parameters, as `make_mask` or `effective_mask` makes it.
+
+  Returns:
+    A scalar float.
 
   >>> import jax.numpy as jnp
   >>> layers = (Layer("conv", "conv", 2, 4, macs=7200, parameters=72, per_channel=0, input_shape=(10, 10, 2)),)

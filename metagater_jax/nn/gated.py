@@ -136,7 +136,14 @@ class GatedNetwork:
 
 
 def classification_loss(network: GatedNetwork) -> Loss:
-  """Mean cross-entropy of a network over the rows of a batch, with their weights (Eq. 2): `(params, batch, key=None) -> scalar`."""
+  """Mean cross-entropy of a network over the rows of a batch, with their weights (Eq. 2): `(params, batch, key=None) -> scalar`.
+
+  Args:
+    network: a `GatedNetwork`, or anything with `apply(params, images, key) -> (logits, masks)`.
+
+  Returns:
+    The loss.
+  """
   def loss(params, batch, key=None):
     logits, _ = network.apply(params, batch.images, key)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)

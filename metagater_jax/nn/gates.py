@@ -56,7 +56,15 @@ binarize.defvjp(_binarize_forward, _binarize_backward)
 
 
 def logistic_noise(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-  """The difference of two independent Gumbel variables, drawn as one Logistic(0, 1) variable."""
+  """The difference of two independent Gumbel variables, drawn as one Logistic(0, 1) variable.
+
+  Args:
+    key: that the draw is a function of.
+    shape, dtype: of the result.
+
+  Returns:
+    Samples of Logistic(0, 1).
+  """
   return jax.random.logistic(key, shape, dtype)
 
 
@@ -97,6 +105,13 @@ def gate_groups(path: str, leaf: jax.Array) -> tuple[str, int] | None:
 
   The group of channel c is column c of W₂ together with b₂[c]: when both vanish, ℓ_c = 0 for every input, and the channel
   is structurally off. W₁ and b₁ are shared by all channels, so they belong to no group.
+
+  Args:
+    path: name of a leaf of a gate's parameters, "conv3/W2".
+    leaf: its value.
+
+  Returns:
+    (layer, axis of the channels), or None for a leaf that belongs to no group.
   """
   del leaf
   layer, _, name = path.rpartition("/")
@@ -104,7 +119,17 @@ def gate_groups(path: str, leaf: jax.Array) -> tuple[str, int] | None:
 
 
 def sparsity(masks: Mapping[str, jax.Array]) -> jax.Array:
-  """Fraction of gated channels that are off, per example: (batch,), from masks of shape (batch, channels) by layer."""
+  """Fraction of gated channels that are off, per example: (batch,), from masks of shape (batch, channels) by layer.
+
+  Args:
+    masks: (batch, channels) by gated layer.
+
+  Returns:
+    (batch,) floats in [0, 1].
+
+  Raises:
+    ValueError: no masks.
+  """
   if not masks:
     raise ValueError("sparsity: there are no masks; this network has no gated layer.")
   channels = sum(mask.shape[-1] for mask in masks.values())

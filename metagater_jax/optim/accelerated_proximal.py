@@ -116,18 +116,28 @@ def accelerated_proximal(
     beta_t = _rate(beta, state.count)
     gamma_t = gamma_at(state.count, beta_t)
     mu = _rate(penalty_weight, state.count)
-    x = penalty.prox(_axpy(-gamma_t, updates, state.x), gamma_t * mu)
-    ag = penalty.prox(_axpy(-beta_t, updates, params), beta_t * mu)
+    x = penalty.prox(_axpy(-gamma_t, updates, state.x), gamma_t * mu)  # Algorithm 1, line 4
+    ag = penalty.prox(_axpy(-beta_t, updates, params), beta_t * mu)  # line 5
     count = optax.safe_increment(state.count)
     alpha_next = alpha_at(count)
-    step = jax.tree.map(lambda a, b, md: (1 - alpha_next) * a + alpha_next * b - md, ag, x, params)
+    step = jax.tree.map(lambda ag, x, md: (1 - alpha_next) * ag + alpha_next * x - md, ag, x, params)  # line 1
     return step, AcceleratedProximalState(count, x, ag)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
 def accelerated_proximal_eval_params(state: Any) -> Any:
-  """The model to evaluate and deploy, `ag`, from the state of `accelerated_proximal` or of a chain that holds one."""
+  """The model to evaluate and deploy, `ag`, from the state of `accelerated_proximal` or of a chain that holds one.
+
+  Args:
+    state: of the optimizer.
+
+  Returns:
+    ag, a pytree like the parameters.
+
+  Raises:
+    ValueError: a state without `accelerated_proximal` in it.
+  """
   ag = optax.tree.get(state, "ag")
   if ag is None:
     raise ValueError("accelerated_proximal_eval_params: this optimizer state holds no accelerated_proximal.")

@@ -33,23 +33,47 @@ class Penalty(NamedTuple):
 
 
 def soft_threshold(x: jax.Array, step) -> jax.Array:
-  """argmin_v step·|v| + ½(v − x)², element by element."""
+  """argmin_v step·|v| + ½(v − x)², element by element.
+
+  Args:
+    x: any array.
+    step: a number, or an array that broadcasts against x.
+
+  Returns:
+    An array like x.
+  """
   return x - jnp.clip(x, -step, step)
 
 
 def block_soft_threshold(x: jax.Array, step, axis: int | tuple[int, ...] | None = None) -> jax.Array:
-  """argmin_v step·‖v‖₂ + ½‖v − x‖², with the norm taken over `axis` (None: over all of x)."""
+  """argmin_v step·‖v‖₂ + ½‖v − x‖², with the norm taken over `axis` (None: over all of x).
+
+  Args:
+    x: any array.
+    step: a number, or an array that broadcasts against the norms.
+    axis: over which the norm is taken.
+
+  Returns:
+    An array like x.
+  """
   norm = jnp.sqrt(jnp.sum(x * x, axis=axis, keepdims=True))
   return x * _shrink(norm, step)
 
 
 def no_penalty() -> Penalty:
-  """R = 0, whose prox is the identity: accelerated gradient descent without a penalty."""
+  """R = 0, whose prox is the identity: accelerated gradient descent without a penalty.
+
+  Returns:
+    The penalty.
+  """
   return Penalty(lambda w: jnp.zeros(()), lambda w, step: w)
 
 
 def l1() -> Penalty:
   """R(w) = Σ|w_j|; its prox is soft-thresholding.
+
+  Returns:
+    The penalty.
 
   >>> import jax.numpy as jnp
   >>> l1().prox(jnp.array([3.0, -0.5]), 1.0).tolist()
@@ -72,6 +96,9 @@ def group_lasso(groups: Groups | jax.Array | int | None = 0, *, size_weighted: b
       a function `(path, leaf) -> (name, axis)` or None for a leaf that is not penalized, with the path written
       "layer/kernel". Leaves with the same name share groups: the norm goes over all of them.
     size_weighted: weight each group by the square root of its size.
+
+  Returns:
+    The penalty.
 
   Raises:
     ValueError: leaves of one name with different numbers of groups, group numbers of another shape than the
@@ -102,7 +129,18 @@ def group_lasso(groups: Groups | jax.Array | int | None = 0, *, size_weighted: b
 
 
 def group_norms(groups: Groups | jax.Array | int | None, w: Tree) -> dict[str, jax.Array]:
-  """‖w_g‖₂ of every group by family name, each of shape (groups,); `groups` as in `group_lasso`."""
+  """‖w_g‖₂ of every group by family name, each of shape (groups,); `groups` as in `group_lasso`.
+
+  Args:
+    groups: as in `group_lasso`.
+    w: parameters.
+
+  Returns:
+    (groups,) by name of a family.
+
+  Raises:
+    ValueError: as in `group_lasso`.
+  """
   return {name: jnp.sqrt(s) for name, s in _group_squares(groups, w)[0].items()}
 
 
@@ -112,6 +150,12 @@ def on_part(penalty: Penalty, part: str | Callable[[str, jax.Array], bool]) -> P
   Args:
     penalty: what to apply. It sees paths that start below `part` where that is a key.
     part: a key of the parameter dictionary (as "gate"), or a function `(path, leaf) -> bool` that picks leaves.
+
+  Returns:
+    The penalty.
+
+  Raises:
+    ValueError: parameters that have no such part.
   """
   if isinstance(part, str):
     def value(w):

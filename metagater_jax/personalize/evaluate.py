@@ -52,6 +52,9 @@ def evaluate_task(network: GatedNetwork, model: Model, data: TaskData, *, chunk:
     data: the samples.
     chunk: samples at a time.
     prunable: `(name, leaf) -> bool`, which leaves of the mask `removed` is about (`Personalizer.prunable`); None: it is 0.
+
+  Returns:
+    The metrics, without a task axis.
   """
   layers = network.layers(data.images.shape[1:])
 

@@ -20,6 +20,9 @@ def fine_tune(loss: Loss, *, lr: float = 0.1, steps: int = 1, chunk: int = 64) -
     lr, steps: η and how often.
     chunk: samples at a time.
 
+  Returns:
+    The personalizer.
+
   Raises:
     ValueError: a rate or number of steps that is not positive.
   """
@@ -33,7 +36,16 @@ def fine_tune(loss: Loss, *, lr: float = 0.1, steps: int = 1, chunk: int = 64) -
 
 
 def gradient_steps(loss: Loss, params: Params, data: TaskData | Batch, *, lr: float, steps: int = 1, chunk: int = 64) -> Params:
-  """w − η ∇L(w) on all of the data, `steps` times; `params` may be any pytree, other arguments are those of `fine_tune`."""
+  """w − η ∇L(w) on all of the data, `steps` times; `params` may be any pytree, other arguments are those of `fine_tune`.
+
+  Args:
+    loss, lr, steps, chunk: as in `fine_tune`.
+    params: where the steps start.
+    data: of the task.
+
+  Returns:
+    A pytree like `params`.
+  """
   for _ in range(steps):
     _, gradient = full_batch_gradient(loss, params, data, chunk)
     params = jax.tree.map(lambda w, g: w - lr * g, params, gradient)

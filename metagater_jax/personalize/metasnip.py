@@ -33,6 +33,9 @@ def metasnip(loss: Loss, *, sparsity: float | jax.Array, lr: float = 0.05, steps
     granularity, scope, prunable: see `pruning.make_mask`; SNIP itself is "weight" and "global".
     chunk: samples at a time.
 
+  Returns:
+    The personalizer.
+
   Raises:
     ValueError: a rate or number of steps that is not positive; from `adapt`, what `make_mask` refuses.
   """

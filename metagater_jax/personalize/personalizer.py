@@ -28,5 +28,12 @@ class Personalizer(NamedTuple):
 
 
 def no_calibration(model: Model, population: Any = None, tasks: Any = None, share: Any = None, axis_name: str | None = None) -> None:
-  """The `calibrate` of personalizers that need nothing but the model."""
+  """The `calibrate` of personalizers that need nothing but the model.
+
+  Args:
+    model, population, tasks, share, axis_name: see `Personalizer`; they are not used.
+
+  Returns:
+    None.
+  """
   del model, population, tasks, share, axis_name

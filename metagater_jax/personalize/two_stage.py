@@ -36,6 +36,9 @@ def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int
     chunk: samples at a time.
     task_axis: see `core.map_tasks`, for the calibration.
 
+  Returns:
+    The personalizer.
+
   Raises:
     ValueError: a rate or number of steps that is not positive, or a target sparsity outside [0, 1) or without a network; from `adapt` and
       `calibrate`, a model without gates.
@@ -81,6 +84,9 @@ def adapt_gate(loss: Loss, params: Params, data: TaskData | Batch, *, lr: float,
     steps: gradient steps; one proximal step follows the last.
     threshold: κ ≥ 0.
     chunk: see `full_batch_gradient`.
+
+  Returns:
+    Parameters with the adapted gate.
   """
   def gate_loss(gate, batch, key):
     return loss({"backbone": params["backbone"], "gate": gate}, batch, key)
@@ -94,6 +100,12 @@ def adapt_backbone(loss: Loss, params: Params, data: TaskData | Batch, *, lr: fl
 
   Only filters that the gate switches on get a gradient: a channel that is off for all of the task's samples keeps its
   weights to the bit. Arguments as in `adapt_gate`.
+
+  Args:
+    loss, params, data, lr, steps, chunk: as in `adapt_gate`.
+
+  Returns:
+    Parameters with the adapted backbone.
   """
   def backbone_loss(backbone, batch, key):
     return loss({"backbone": backbone, "gate": params["gate"]}, batch, key)

@@ -22,7 +22,15 @@ GRANULARITIES = ("weight", "channel")
 
 
 def is_kernel(name: str, leaf: jax.Array) -> bool:
-  """What is pruned by default: every leaf with two axes or more. Biases and scales are few, and stay."""
+  """What is pruned by default: every leaf with two axes or more. Biases and scales are few, and stay.
+
+  Args:
+    name: of the leaf.
+    leaf: its value.
+
+  Returns:
+    Whether it has two axes or more.
+  """
   del name
   return jnp.ndim(leaf) > 1
 
@@ -45,6 +53,9 @@ def make_mask(score: Params, sparsity: float | jax.Array, *, scope: str = "globa
       a channel has, so "global" may leave a layer with few of them, or of little sensitivity, a single channel.
     prunable: `(name, leaf) -> bool`, which leaves are candidates; the name is like "backbone/conv3/kernel". The mask is 1
       elsewhere.
+
+  Returns:
+    A pytree like `score`.
 
   Raises:
     ValueError: a sparsity outside [0, 1), an unknown scope or granularity, or nothing to prune.
@@ -80,18 +91,47 @@ def make_mask(score: Params, sparsity: float | jax.Array, *, scope: str = "globa
 
 
 def prune_further(score: Params, mask: Params, sparsity: float | jax.Array, **options: Any) -> Params:
-  """A mask of more sparsity that keeps nothing of what `mask` has removed, whatever its score; `options` are `make_mask`'s."""
+  """A mask of more sparsity that keeps nothing of what `mask` has removed, whatever its score; `options` are `make_mask`'s.
+
+  Args:
+    score: as in `make_mask`.
+    mask: what is pruned already, a pytree like `score`.
+    sparsity: of the new mask, as a whole.
+    **options: of `make_mask`.
+
+  Returns:
+    A mask like `mask`.
+
+  Raises:
+    ValueError: as in `make_mask`.
+  """
   ranked = jax.tree.map(lambda s, c: jnp.where(c > 0, s, -1.0), score, mask)  # scores are not negative: these go first
   return jax.tree.map(lambda new, old: (new * old).astype(old.dtype), make_mask(ranked, sparsity, **options), mask)
 
 
 def apply_mask(params: Params, mask: Params) -> Params:
-  """w ⊙ c."""
+  """w ⊙ c.
+
+  Args:
+    params: w.
+    mask: c, a pytree like `params`.
+
+  Returns:
+    A pytree like `params`.
+  """
   return jax.tree.map(lambda w, c: w * c, params, mask)
 
 
 def masked_loss(loss: Loss, mask: Params | None) -> Loss:
-  """The loss on what a mask keeps, so that the gradient of what is removed is 0; None: the loss as it is."""
+  """The loss on what a mask keeps, so that the gradient of what is removed is 0; None: the loss as it is.
+
+  Args:
+    loss: `(params, batch, key) -> scalar`.
+    mask: a pytree like the parameters, or None.
+
+  Returns:
+    A loss.
+  """
   return loss if mask is None else lambda params, batch, key=None: loss(apply_mask(params, mask), batch, key)
 
 
@@ -102,6 +142,9 @@ def nonzero_mask(params: Params, *, granularity: str = "weight", prunable: Calla
   Args:
     params: a pytree in which what is pruned is exactly 0.
     granularity, prunable: as they were given to `make_mask`.
+
+  Returns:
+    A pytree like `params` of zeros and ones.
   """
   leaves, structure = named_leaves(params), jax.tree.structure(params)
   kept = {name: (leaf != 0).astype(leaf.dtype) for name, leaf in leaves.items() if prunable(name, leaf)}
@@ -112,7 +155,16 @@ def nonzero_mask(params: Params, *, granularity: str = "weight", prunable: Calla
 
 
 def mask_sparsity(mask: Params, prunable: Callable[[str, jax.Array], bool] = is_kernel, *, granularity: str = "weight") -> jax.Array:
-  """The fraction of the prunable weights that a mask removes, or with granularity "channel" of their output channels (as a whole)."""
+  """The fraction of the prunable weights that a mask removes, or with granularity "channel" of their output channels (as a whole).
+
+  Args:
+    mask: a pytree of zeros and ones.
+    prunable: `(name, leaf) -> bool`, which leaves count.
+    granularity: "weight" or "channel".
+
+  Returns:
+    A scalar in [0, 1].
+  """
   leaves = [leaf for name, leaf in named_leaves(mask).items() if prunable(name, leaf)]
   if granularity == "channel":
     leaves = [leaf.reshape(-1, leaf.shape[-1]).max(0) for leaf in leaves]
@@ -132,6 +184,9 @@ def effective_mask(function: Callable[[Params, jax.Array], jax.Array], mask: Par
     mask: as `make_mask` makes it, for all parameters of `function`. A channel that has no weights any more but a bias is a
       constant, not 0, so what reads it counts as effective; with granularity "channel" biases go too.
     inputs: a batch of the right shape; its values do not matter. A few examples, where activations are normalized over the batch.
+
+  Returns:
+    A mask like `mask`.
 
   >>> import jax.numpy as jnp
   >>> mask = {"in": jnp.array([[1.0, 0.0]]), "out": jnp.array([[1.0], [1.0]])}

@@ -34,6 +34,9 @@ def sparsity_schedule(kind: str, sparsity: float, *, begin: int = 0, end: int = 
     every: steps of training between two prunings. The last is at `end` in any case.
     start: what is pruned already.
 
+  Returns:
+    The schedule.
+
   Raises:
     ValueError: an unknown kind, a sparsity outside [0, 1) or below `start`, or an end that is not behind the beginning.
   """
@@ -70,6 +73,12 @@ def staged_schedule(levels: Sequence[float], steps: int, *, every: int = 1, ramp
     steps: of each level.
     every: steps between two prunings.
     ramp: in (0, 1).
+
+  Returns:
+    The schedule.
+
+  Raises:
+    ValueError: levels that do not increase, or a ramp that leaves no step to recover in.
   """
   if list(levels) != sorted(levels) or not all(0 <= level < 1 for level in levels):
     raise ValueError(f"levels of sparsity must increase and lie in [0, 1), got {tuple(levels)}.")

@@ -67,12 +67,23 @@ class Score(NamedTuple):
 
 
 def magnitude() -> Score:
-  """|w|. Needs no data."""
+  """|w|. Needs no data.
+
+  Returns:
+    The score.
+  """
   return Score(lambda params, mean, key: jax.tree.map(jnp.abs, params))
 
 
 def random() -> Score:
-  """Uniform numbers in [0, 1): the control that every other score must beat. Needs a key and no data."""
+  """Uniform numbers in [0, 1): the control that every other score must beat. Needs a key and no data.
+
+  Returns:
+    The score.
+
+  Raises:
+    ValueError: from the score, a missing key.
+  """
   def finish(params, mean, key):
     del mean
     if key is None:
@@ -94,6 +105,9 @@ def snip(loss: Loss, *, average: str = "absolute", samples: Callable[[Any], Batc
     samples: `task -> ` its samples that the loss is taken on, a `Batch` or `TaskData`; None: all, those of the support and of the query
       of an episode.
     chunk: samples of a `TaskData` at a time.
+
+  Returns:
+    The score.
 
   Raises:
     ValueError: an unknown `average`.
@@ -124,6 +138,9 @@ def anp(meta_loss: Callable[..., jax.Array], *, derivative: str = "exact", avera
       parent in the tree; a leaf at its top is a layer of its own.
 
   The mask of what is pruned already holds in the inner loop too, or weights that are gone would move in it.
+
+  Returns:
+    The score.
 
   Raises:
     ValueError: an unknown `average`.

@@ -46,6 +46,12 @@ def gradual_pruning(optimizer: optax.GradientTransformation, schedule: PruningSc
     optimizer: what makes updates of gradients.
     schedule: in updates, see `sparsity_schedule`.
     scope, granularity, prunable: see `make_mask`.
+
+  Returns:
+    A transformation whose `update` needs `params`.
+
+  Raises:
+    ValueError: from `update`, missing parameters, or a score that is not like them.
   """
   optimizer = optax.with_extra_args_support(optimizer)
 
@@ -72,13 +78,26 @@ def gradual_pruning(optimizer: optax.GradientTransformation, schedule: PruningSc
 
 
 def find_pruning(state: Any) -> GradualPruningState | None:
-  """The state of `gradual_pruning` in that of an optimizer of which it is a part; None if there is none."""
+  """The state of `gradual_pruning` in that of an optimizer of which it is a part; None if there is none.
+
+  Args:
+    state: of any optax optimizer.
+
+  Returns:
+    The state of `gradual_pruning`, or None.
+  """
   is_pruning = lambda x: isinstance(x, GradualPruningState)
   return next((part for part in jax.tree.leaves(state, is_leaf=is_pruning) if is_pruning(part)), None)
 
 
 def pruning_mask(state: Any) -> Params:
   """The mask in the state of an optimizer that has `gradual_pruning` somewhere in it.
+
+  Args:
+    state: of the optimizer.
+
+  Returns:
+    A pytree like the parameters of zeros and ones.
 
   Raises:
     ValueError: it has none.

@@ -140,7 +140,7 @@ def test_anil_computes_its_body_once_per_image(steps, call):
   rng = np.random.default_rng(2)
   episode = mg.data.Episode(*(mg.data.Batch(jnp.asarray(rng.normal(size=(n, 3)), jnp.float32), jnp.ones(n), jnp.ones(n)) for n in (4, 6)))
   params = {"body": jnp.ones((3, 2)), "output": jnp.ones(2)}
-  learner = mg.fewshot.anil(loss, inner_lr=0.1, inner_steps=steps)
+  learner = mg.fewshot.anil(loss, head="output", inner_lr=0.1, inner_steps=steps)
   assert operations(jax.make_jaxpr(learner.meta_gradient)(params, episode).jaxpr, "tanh") == 4 + 6
   assert operations(jax.make_jaxpr(learner.adapt)(params, episode.support).jaxpr, "tanh") == 4
 
