@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -107,6 +106,9 @@ def check_config(config: ConfigDict) -> ConfigDict:
   if config.personalizer is None:
     config.personalizer = registry.default_personalizer(config.algorithm, config.gated)
   fields.check_personalizer(config, config.gated)
+  if config.sparsity_of is not None and not registry.PERSONALIZERS[config.personalizer].prunes:
+    raise ConfigError(f"sparsity_of is given, but personalizer '{config.personalizer}' does not prune; use "
+                      f"{' or '.join(name for name, row in registry.PERSONALIZERS.items() if row.prunes)}.")
   settings = settings_of(config)
   for field, value in settings.items():
     if config[field] is None and not callable(value):
@@ -189,17 +191,14 @@ def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
   _check_network(config, dataset.classes, dataset.images.shape[1:])
 
 
+def _check_network(config, classes, image_shape):
+  usual = config.personalizer == registry.default_personalizer(config.algorithm, config.gated)  # which can follow it
+  fields.check_network(config, registry.make_network(config, classes), image_shape, personalized=not usual)
+
+
 def _check_task_axis(config):
   mergeable = config.meta_model is None and registry.make_algorithm(config, registry.make_network(config, classes=2)).mergeable
   if config.task_axis == "merged" and not mergeable:
     raise ConfigError(f"task_axis 'merged' needs an algorithm whose clients take one plain gradient step, but {config.algorithm} "
                       f"with local_steps={config.local_steps} does not; use 'auto', 'vmap', 'map' or a number of tasks.")
   fields.check_devices(config, may_merge=True)
-
-
-def _check_network(config, classes, image_shape):
-  try:
-    network = registry.make_network(config, classes)
-    jax.eval_shape(lambda key: network.init(key, image_shape), jax.random.key(0))
-  except ValueError as error:
-    raise ConfigError(f"model '{config.model}' on images of shape {tuple(image_shape)}: {error}") from error

@@ -1,6 +1,5 @@
 """The fields of a few-shot experiment, their defaults, and the checks that run before any long work."""
 
-import jax
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -94,11 +93,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
   fields.check_pruning(config.prune)
   fields.check_devices(config)
   fields.check_widths(config)
-  try:
-    network = make_network(config)
-    jax.eval_shape(lambda key: network.init(key, registry.DATASETS[config.dataset].image_shape), jax.random.key(0))
-  except ValueError as error:
-    raise ConfigError(f"model '{config.model}': {error}") from error
+  fields.check_network(config, make_network(config), registry.DATASETS[config.dataset].image_shape, config.personalizer != INNER_LOOP)
   return config
 
 

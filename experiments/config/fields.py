@@ -1,9 +1,11 @@
 """What the configs of all experiments share: groups of fields, and checks that name the field, what it may be, and what it is."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -11,7 +13,7 @@ import metagater_jax as mg
 from experiments.config import registry
 from metagater_jax.core.checks import unknown
 
-__all__ = ["TUNED", "ConfigError", "check_counts", "check_devices", "check_known", "check_not_negative", "check_personalizer", "check_positive",
+__all__ = ["TUNED", "ConfigError", "check_counts", "check_devices", "check_known", "check_network", "check_not_negative", "check_personalizer", "check_positive",
            "check_pruning", "check_same", "check_widths", "gate_fields", "pruning_fields", "with_fields"]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -93,7 +95,7 @@ def check_devices(config: ConfigDict, *, may_merge: bool = False) -> None:
 
 
 def check_personalizer(config: ConfigDict, gated: bool) -> None:
-  """Raises a ConfigError for a personalizer that is not known, or cannot follow a model with or without gates."""
+  """Raises a ConfigError for a personalizer that is not known, cannot follow a model without gates, or has no sparsity to prune to."""
   check_known("personalizer", config.personalizer, registry.PERSONALIZERS)
   row = registry.PERSONALIZERS[config.personalizer]
   if row.needs_gates and not gated:
@@ -102,6 +104,20 @@ def check_personalizer(config: ConfigDict, gated: bool) -> None:
                       "with gates (gated_layers; gated=True).")
   if row.prunes and config.target_sparsity is None:
     raise ConfigError(f"personalizer '{config.personalizer}' prunes to target_sparsity, which is None; give a number in [0, 1).")
+
+
+def check_network(config: ConfigDict, network: mg.GatedNetwork, image_shape: Sequence[int], personalized: bool = True) -> None:
+  """Raises a ConfigError where a network cannot take such images, or the config's personalizer cannot follow it (without `personalized` that
+  is not tried). Everything is traced on shapes only."""
+  try:
+    params = jax.eval_shape(lambda key: network.init(key, image_shape), jax.random.key(0))
+    if personalized:
+      batch = mg.data.Batch(*(jax.ShapeDtypeStruct((2, *shape), dtype) for shape, dtype in (
+          (tuple(image_shape), np.float32), ((), np.int32), ((), np.float32))))
+      jax.eval_shape(registry.make_personalizer(config, network).adapt, mg.Model(params), batch)
+  except ValueError as error:
+    raise ConfigError(f"model '{config.model}' with personalizer '{config.personalizer}' on images of shape {tuple(image_shape)}: "
+                      f"{error}") from error
 
 
 def check_pruning(prune: ConfigDict) -> None:

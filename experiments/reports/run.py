@@ -56,7 +56,7 @@ def result_table(result: dict[str, Any]) -> str:
       *([("one round", f"{result['round_ms']:.1f} ms (median)")] if result["round_ms"] is not None else []),
       ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())),
   ]
-  trained = f"{result['rounds']} rounds" if result["meta_model"] is None else f"meta-model of {result['meta_model']}"
+  trained = f"{result['rounds']} rounds" + ("" if result["meta_model"] is None else f" (meta-model of {result['meta_model']})")
   title = (f"{result['name']}: {result['algorithm']}{', gated' if result['gated'] else ''}, {trained}, {result['personalizer']}, "
            f"seed {result['seed']}; mean ± spread over {tasks} target tasks")
   width = max(len(name) for name, _ in rows)

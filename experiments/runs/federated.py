@@ -31,8 +31,8 @@ def run_seeds(config: ConfigDict, workdirs: Mapping[int, str | Path], dataset: D
               by_seed: Mapping[int, Mapping[str, str]] | None = None) -> dict[int, "dict[str, Any] | DivergedError"]:
   """Meta-trains on the training tasks of a config, adapts to its target tasks, and records everything in the workdirs, by seed.
 
-  There is one compilation for all seeds. The data is loaded once, and the seeds' tasks are padded to one shape. With `config.seed_axis` "vmap" the seeds are a
-  leading axis of every array and advance together: for accelerators that one seed's round does not fill. With "loop" they
+  There is one compilation for all seeds. The data is loaded once, and the seeds' tasks are padded to one shape. With `config.seed_axis` "vmap"
+  the seeds are a leading axis of every array and advance together: for accelerators that one seed's round does not fill. With "loop" they
   run one after the other, which was faster on two cores even for the MNIST round.
 
   Args:
@@ -76,7 +76,7 @@ def run_seeds(config: ConfigDict, workdirs: Mapping[int, str | Path], dataset: D
       data = mg.data.make_populations(dataset.images, np.asarray(dataset.labels), partitions, scale)
     data = dict(zip(seeds, data))
   experiment = _Experiment(config, dataset, clock, mesh)
-  given = {seed: experiment.given(configs[seed], len(tasks[seed].target)) for seed in seeds}
+  given = {seed: experiment.given(configs[seed]) for seed in seeds}
   if streamed:
     experiment.check_memory([(tasks[seed], data[seed]) for seed in seeds])
   results = {}
@@ -151,7 +151,7 @@ class _Experiment:
     self._evaluate_together = Compiled(clock, "evaluate", jax.vmap(evaluate, in_axes=(0, axes, 0, 0, axes, 0)), **options)
     self._adapt = Compiled(clock, "evaluate", self.personalizer.adapt, **options)
 
-  def given(self, config, targets):
+  def given(self, config):
     """The model that a config takes instead of training one, and the sparsity of each target that it takes from another run.
 
     Raises:
@@ -167,9 +167,14 @@ class _Experiment:
                           f"{wanted.get(differing[0])} here. Give the config of that run's network (model, widths, gated, gated_layers).")
       model = jax.tree.map(jnp.asarray, model)
     if config.sparsity_of is not None:
-      reached = records.read_result(config.sparsity_of)["sparsity"]
-      if reached is None or len(reached["per_task"]) != targets:
-        raise ConfigError(f"sparsity_of is {config.sparsity_of}, which has no sparsity of {targets} target tasks.")
+      reached, other = records.read_result(config.sparsity_of)["sparsity"], records.read_config(config.sparsity_of)
+      own = json.loads(config.to_json_best_effort())
+      if differing := [field for field in _TASK_FIELDS if other.get(field) != own[field]]:
+        raise ConfigError(f"sparsity_of is {config.sparsity_of}, a run of other tasks: {differing[0]} is {other.get(differing[0])} there and "
+                          f"{own[differing[0]]} here.")
+      if reached is None:
+        raise ConfigError(f"sparsity_of is {config.sparsity_of}, whose targets have no sparsity: it has neither gates nor a personalizer that "
+                          "prunes.")
       sparsity = np.asarray(reached["per_task"], np.float32)
     return model, sparsity
 
@@ -271,12 +276,13 @@ class _Experiment:
     pruned = self._pruned(model)
     left = dict.fromkeys(("kept", "effective", "macs")) if pruned is None else what_is_left(self.network, model.mask, self.image_shape)
     removed = None if self.personalizer.prunable is None else records.summary(after.removed)
+    rounds = config.rounds if config.meta_model is None else records.read_result(config.meta_model).get("rounds")
     learned = registry.PERSONALIZERS[config.personalizer].needs_gates and calibration is not None
     threshold = {"threshold": calibration} if learned else {}
     on_rate = after.on_rate or {layer: kept > 0 for layer, kept in after.kept.items()}
     result = {
         "name": config.name, "algorithm": config.algorithm, "gated": config.gated, "personalizer": config.personalizer, "seed": config.seed,
-        "rounds": config.rounds, "local_steps": config.local_steps, "meta_model": config.meta_model, "target_labels": target_labels,
+        "rounds": rounds, "local_steps": config.local_steps, "meta_model": config.meta_model, "target_labels": target_labels,
         "accuracy": records.summary(after.accuracy),
         "accuracy_before_adaptation": records.summary(before.accuracy),
         "sparsity": records.summary(after.sparsity) if config.gated else removed,
@@ -295,6 +301,10 @@ class _Experiment:
     records.write_json(workdir / "result.json", result)  # last: a folder that has it is a finished run
     return result
 
+
+# Fields that the tasks of a config, and which of them are targets, are a function of.
+_TASK_FIELDS = ("dataset", "seed", "partition", "tasks", "target_tasks", "validation_tasks", "target_tasks_seen", "labels_per_task",
+                "cyclic_labels", "size_range", "fill", "test_fraction", "concentration")
 
 # In the place of an algorithm where the meta-model is given: the server's state is the model, and there are no rounds.
 _GIVEN = mg.federated.FederatedAlgorithm(init=lambda model: model, broadcast=lambda model: model, client_update=None, server_update=None,

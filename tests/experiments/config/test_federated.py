@@ -39,6 +39,8 @@ def test_checking_a_config_leaves_it_as_it_was():
     (dict(personalizer="two_stage", gated=False), "adapts gates, but this model has none; use fine_tune or metasnip_weight"),
     (dict(algorithm="fedavg", personalizer="two_stage"), "adapts gates, but this model has none"),
     (dict(personalizer="metasnip_weight", target_sparsity=None), "prunes to target_sparsity, which is None"),
+    (dict(personalizer="metasnip_channel", gated_layers=(), gated=False), "none of the leaves is prunable"),
+    (dict(sparsity_of="tests"), "sparsity_of is given, but personalizer 'two_stage' does not prune; use metasnip_weight or metasnip_channel"),
     (dict(meta_model="tests"), "meta_model is tests, which holds no finished run"),
     (dict(tuned="mnits"), "unknown tuned 'mnits'. Did you mean 'mnist'"),
     (dict(validation_tasks=15), "validation_tasks 15, but there are 20 tasks"),

@@ -161,6 +161,7 @@ def test_pruning_is_gradual_however_short_the_training(steps):
     ({"model": "resnet"}, "unknown model 'resnet'. Did you mean 'resnet12'"),
     ({"personalizer": "two_stag"}, "unknown personalizer 'two_stag'. Did you mean 'two_stage'"),
     ({"personalizer": "two_stage"}, "adapts gates, but this model has none"),
+    ({"personalizer": "metasnip_channel", "target_sparsity": 0.5}, "none of the leaves is prunable"),
     ({"dataset": "cifar"}, "unknown dataset 'cifar'. Did you mean 'cifarfs'")])
 def test_bad_input(splits, tmp_path, fields, message):
   config = small()
