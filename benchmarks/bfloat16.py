@@ -14,6 +14,7 @@ import numpy as np
 from configs import cifar10
 from experiments.runs import placement
 from experiments.runs.federated import run_seeds
+from experiments.studies.study import parse_seeds
 
 __all__ = ["main"]
 
@@ -21,7 +22,7 @@ __all__ = ["main"]
 def main() -> None:
   """Prints accuracies by seed and, with --out, writes them as JSON."""
   parser = argparse.ArgumentParser(prog="python -m benchmarks.bfloat16", description=__doc__.split("\n")[0])
-  parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--seeds", type=parse_seeds, default=(1, 2, 3), help="4, 1-3 or 1,4-6; default: 1-3")
   parser.add_argument("--data_dir")
   parser.add_argument("--out", type=Path)
   options = parser.parse_args()
@@ -31,7 +32,7 @@ def main() -> None:
     config.update(compute_dtype=dtype, data_dir=options.data_dir, eval_every=config.rounds)
     placement.use_cores(config)
     with tempfile.TemporaryDirectory() as folder:
-      results = run_seeds(config, {seed: Path(folder) / str(seed) for seed in range(1, options.seeds + 1)}, quiet=True)
+      results = run_seeds(config, {seed: Path(folder) / str(seed) for seed in options.seeds}, quiet=True)
     for result in results.values():
       if isinstance(result, Exception):
         raise result

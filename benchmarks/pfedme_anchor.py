@@ -19,6 +19,7 @@ from configs import mnist
 from experiments.config import registry
 from experiments.config.federated import check_config
 from experiments.runs.federated import load, make_tasks
+from experiments.studies.study import parse_seeds
 
 __all__ = ["main", "torch_run"]
 
@@ -26,11 +27,11 @@ __all__ = ["main", "torch_run"]
 def main() -> None:
   """Prints a table and, with --out, writes the figures as JSON."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--seeds", type=int, default=5)
+  parser.add_argument("--seeds", type=parse_seeds, default=(1, 2, 3, 4, 5), help="4, 1-3 or 1,4-6; default: 1-5")
   parser.add_argument("--data_dir")
   parser.add_argument("--out", type=Path)
   options = parser.parse_args()
-  figures: dict[str, Any] = {"seeds": list(range(1, options.seeds + 1)), "machine": {"jax": jax.__version__}}
+  figures: dict[str, Any] = {"seeds": list(options.seeds), "machine": {"jax": jax.__version__}}
   for algorithm in ("fedavg", "per_fedavg"):
     ours, theirs = [], []
     for seed in figures["seeds"]:

@@ -1,6 +1,5 @@
 """What a reader sees of one run: its table and its figures, from its records."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,11 @@ __all__ = ["fewshot_table", "plot_accuracy", "plot_fewshot", "plot_sparsity_curv
 def report_run(workdir: str | Path) -> str:
   """Draws `accuracy.png` and `tasks.png` of a finished federated run beside its records; the text for a terminal."""
   workdir = Path(workdir)
-  result, rows, partition = read_result(workdir), read_metrics(workdir), json.loads((workdir / "partition.json").read_text())
-  targets = partition["target_tasks"]
-  plot_accuracy(workdir / "accuracy.png", rows, f"{result['name']}: mean ± spread over {len(targets)} target tasks")
-  plot_tasks(workdir / "tasks.png", result, [
-      {"task": task, "labels": labels, "train_samples": len(partition["tasks"][task]["train"])}
-      for task, labels in zip(targets, result["target_labels"])])
-  return (f"{result_table(result)}\nfigures: {workdir / 'accuracy.png'}, {workdir / 'tasks.png'}; everything else is in {workdir}")
+  result = read_result(workdir)
+  plot_accuracy(workdir / "accuracy.png", read_metrics(workdir),
+                f"{result['name']}: mean ± spread over {len(result['target_tasks'])} target tasks")
+  plot_tasks(workdir / "tasks.png", result)
+  return f"{result_table(result)}\nfigures: {workdir / 'accuracy.png'}, {workdir / 'tasks.png'}; everything else is in {workdir}"
 
 
 def report_fewshot(workdir: str | Path) -> str:
@@ -124,12 +121,12 @@ def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], title: str) -> Non
   plt.close(figure)
 
 
-def plot_tasks(path: Path, result: dict[str, Any], tasks: Sequence[dict[str, Any]]) -> None:
-  """Accuracy and sparsity of each target task as bars; `tasks` gives each one's number, labels and train samples."""
+def plot_tasks(path: Path, result: dict[str, Any]) -> None:
+  """Accuracy and sparsity of each target task as bars, with its number, labels and train samples."""
   plt = pyplot()
   order = np.argsort(result["accuracy"]["per_task"])[::-1]
-  names = [f"task {tasks[i]['task']}\nlabels {', '.join(map(str, tasks[i]['labels']))}\n{tasks[i]['train_samples']} train"
-           for i in order]
+  names = [f"task {result['target_tasks'][i]}\nlabels {', '.join(map(str, result['target_labels'][i]))}\n"
+           f"{result['target_train_samples'][i]} train" for i in order]
   gated = result["sparsity"] is not None
   figure, axes = plt.subplots(1 + gated, 1, figsize=(max(6, 0.62 * len(names) + 1.5), 3.2 + 2.4 * gated), sharex=True,
                               layout="constrained", squeeze=False)

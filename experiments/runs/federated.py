@@ -283,6 +283,7 @@ class _Experiment:
     result = {
         "name": config.name, "algorithm": config.algorithm, "gated": config.gated, "personalizer": config.personalizer, "seed": config.seed,
         "rounds": rounds, "local_steps": config.local_steps, "meta_model": config.meta_model, "target_labels": target_labels,
+        "target_tasks": targets.tolist(), "target_train_samples": [len(partition.train[task]) for task in targets],
         "accuracy": records.summary(after.accuracy),
         "accuracy_before_adaptation": records.summary(before.accuracy),
         "sparsity": records.summary(after.sparsity) if config.gated else removed,
