@@ -95,7 +95,7 @@ def scores(repeats: int, quick: bool) -> list[dict[str, Any]]:
     for derivative in ("exact", "first_order"):
       for by_layer in (False, True) if name.startswith("conv4") else (False,):
         score = mg.pruning.anp(learner.meta_loss, derivative=derivative, average="signed", by_layer=by_layer)
-        programs[derivative, by_layer] = compiled(score.__call__, params, episodes, compiler_options=compiler_options())
+        programs[derivative, by_layer] = compiled(score, params, episodes, compiler_options=compiler_options())
     seconds = medians(repeats, {key: p.run for key, p in programs.items()})
     rows += [row(f"ANP score, {label}, {derivative}, {'by layer' if by_layer else 'all layers together'}",
                  1000 * seconds[derivative, by_layer], "ms", key=f"anp-{name}-{derivative}-{by_layer}",

@@ -98,7 +98,7 @@ def sum_over_tasks(function: Callable[[Any], Any], tasks: Any, share: jax.Array,
   """
   how = resolve_task_axis(how)
   count = share.shape[0]
-  together = {"vmap": count, "map": 1}.get(how, how)
+  together = min({"vmap": count, "map": 1}.get(how, how), count)
 
   def block(tasks, share):
     if share.shape[0] == 1:

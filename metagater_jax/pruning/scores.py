@@ -4,8 +4,9 @@ A score is a pytree like the parameters, with one non-negative number per weight
 score's. Nothing in here knows of networks: parameters are any pytree.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,8 @@ __all__ = ["AVERAGES", "Score", "anp", "magnitude", "random", "snip"]
 AVERAGES = ("signed", "absolute")
 
 
-class Score(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)  # not a tuple, which `jax.jit(score)` could not take
+class Score:
   """A pruning score, as pure functions of pytrees: `score(params, tasks, key, mask) -> tree`.
 
   It is made of what a task contributes and what becomes of the mean of that, so that clients can send their contributions and a server

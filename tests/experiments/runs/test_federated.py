@@ -95,10 +95,10 @@ def test_any_personalizer_follows_any_algorithm(tmp_path):
   np.testing.assert_allclose(given["sparsity"]["per_task"], gated["sparsity"]["per_task"], atol=0.5 / 8 + 1e-6)
   before, after = (load_model(tmp_path / name)[0].params for name in ("snip", "given"))
   jax.tree.map(np.testing.assert_array_equal, before, after)  # no training
-  config.update(gated=True, personalizer="two_stage")
+  config.update(gated=True)
   with pytest.raises(ConfigError, match="is of another network: gate/conv3/W1 is None there and"):
     run(config, tmp_path / "other", quiet=True)
-  config.update(gated=False, personalizer="metasnip_channel", target_tasks=4)
+  config.update(gated=False, target_tasks=4)
   with pytest.raises(ConfigError, match="a run of other tasks: target_tasks is 5 there and 4 here"):
     run(config, tmp_path / "other", quiet=True)
   assert not (tmp_path / "other").exists()

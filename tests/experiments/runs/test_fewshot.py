@@ -72,8 +72,8 @@ _slow = partial(pytest.param, marks=pytest.mark.slow)
 @pytest.mark.parametrize("fields", [
     {"learner": "anil", "train_queries": 6},
     {"learner": "reptile", "prune": {"score": "magnitude", "sparsity": 0.25, "scope": "layer", "granularity": "channel"}},
-    {"learner": "anil", "train_queries": 6, "gated_layers": ("conv3",), "personalizer": "two_stage", "adapt_steps": 3, "gate_adapt_lr": 1.0,
-     "prune": {"score": "anp", "sparsity": 0.3}},
+    _slow({"learner": "anil", "train_queries": 6, "gated_layers": ("conv3",), "personalizer": "two_stage", "adapt_steps": 3, "gate_adapt_lr": 1.0,
+     "prune": {"score": "anp", "sparsity": 0.3}}),
     _slow({"personalizer": "metasnip_weight", "target_sparsity": 0.3, "adapt_steps": 3}),
     _slow({"derivative": "first_order"}),
     _slow({"learn_rates": True, "prune": {"score": "snip", "sparsity": 0.3, "granularity": "channel"}}),

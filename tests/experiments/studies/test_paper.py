@@ -122,6 +122,7 @@ def test_a_run_that_fails_is_reported_and_the_others_still_run(small_tables, tmp
   assert any("digits fedavg K=1: seed-1 failed: the loss is" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_several_seeds_are_single_runs(tmp_path):
   """Padding to a common shape, one compilation, and a leading seed axis change no result."""
   c = digits.get_config()
