@@ -51,8 +51,8 @@ def test_what_is_pruned_stays_pruned(trained, small_population, granularity):
   jax.tree.map(np.testing.assert_array_equal, model.mask, mask)
   loss = mg.classification_loss(network)
   for personalizer in (mg.two_stage(loss, network=network, target_sparsity=0.2), mg.fine_tune(loss)):
-    calibration = personalizer.calibrate(model, small_population, jnp.arange(3))
-    adapted = personalizer.adapt(model, small_population.train(5), calibration)
+    calibration = jax.jit(personalizer.calibrate)(model, small_population, jnp.arange(3))
+    adapted = jax.jit(personalizer.adapt)(model, small_population.train(5), calibration)
     assert_zero(adapted.params["backbone"], mask["backbone"])
     jax.tree.map(np.testing.assert_array_equal, adapted.mask, mask)
     kernel = adapted.params["backbone"]["conv2"]["kernel"]

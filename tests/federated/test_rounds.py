@@ -32,10 +32,10 @@ def numpy_rounds(tasks, w, *, rounds, steps, lr, prox_weight, beta, mu, weights)
   return ag
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("task_axis, steps, devices", [("vmap", 3, 1), ("map", 3, 1), (2, 3, 1), ("merged", 1, 1),
-                                                       ("map", 3, 2), ("vmap", 3, 8), ("merged", 1, 4)])
-def test_rounds_are_a_loop_over_tasks(linear_problem, key, weighted, task_axis, steps, devices):
+@pytest.mark.parametrize("task_axis, steps, devices, weighted", [
+    ("vmap", 3, 1, False), ("map", 3, 1, True), (2, 3, 1, False), ("merged", 1, 1, True), ("merged", 1, 1, False), ("map", 3, 2, False),
+    ("vmap", 3, 8, True), ("merged", 1, 4, True)])
+def test_rounds_are_a_loop_over_tasks(linear_problem, key, task_axis, steps, devices, weighted):
   population, tasks = linear_problem
   sizes = np.array([len(y) for _, y in tasks])
   weights = sizes / sizes.sum() if weighted else np.full(5, 0.2)

@@ -123,9 +123,9 @@ def test_noise_is_drawn_in_training_only_and_not_for_the_plain_gate(small_networ
 def test_per_task_parameters_under_vmap(small_network, key):
   params = jax.vmap(lambda k: small_network.init(k, (8, 8, 1)))(jax.random.split(key, 3))
   images = jax.random.normal(key, (3, 5, 8, 8, 1))
-  together, _ = jax.vmap(small_network.apply)(params, images)
+  together, _ = jax.jit(jax.vmap(small_network.apply))(params, images)
   for i in range(3):
-    alone, _ = small_network.apply(jax.tree.map(lambda x: x[i], params), images[i])
+    alone, _ = jax.jit(small_network.apply)(jax.tree.map(lambda x: x[i], params), images[i])
     np.testing.assert_allclose(together[i], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -168,7 +168,7 @@ def test_classification_loss_ignores_padding(small_network, small_population, ke
   count = int(data.count)
   padded = data.rows(jnp.arange(data.index.shape[0]))
   assert padded.weight.sum() == count < len(padded.weight)
-  logits, _ = small_network.apply(params, padded.images[:count])
+  logits, _ = jax.jit(small_network.apply)(params, padded.images[:count])
   probabilities = np.asarray(jax.nn.softmax(logits), np.float64)
   expected = -np.mean(np.log(probabilities[np.arange(count), padded.labels[:count]]))
   np.testing.assert_allclose(loss(params, padded), expected, rtol=1e-5)

@@ -86,7 +86,7 @@ def test_threshold_switches_off_groups_for_every_input(problem):
   chex.assert_trees_all_equal(masks[:, ~gone], free_masks[:, ~gone])  # shrinking a group changes no mask
 
 
-@pytest.mark.parametrize("wanted", [0.0, 0.1, 0.3, 0.5, 0.7, 0.95])
+@pytest.mark.parametrize("wanted", [0.0, 0.3, 0.7, 0.95])
 def test_calibration_sets_the_mean_sparsity(wanted, small_population):
   network = mg.GatedNetwork(mg.ConvNet4(classes=4, widths=(4, 8, 40)), ("conv2", "conv3"), initial_log_odds=1.0)
   loss, params = mg.classification_loss(network), network.init(jax.random.key(0), (8, 8, 1))

@@ -96,6 +96,7 @@ def test_by_layer_takes_a_gradient_per_layer(few_shot):
   chex.assert_trees_all_close(score, score_of(learner.meta_loss)(params, episodes), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_first_order_is_exact_without_inner_steps_of_any_length(few_shot):
   make, params, pool = few_shot
   episodes = mg.fewshot.sample_episodes(jax.random.key(1), pool, 4, **SAMPLE)
