@@ -1,0 +1,28 @@
+"""Measures that several kinds of runs report."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import metagater_jax as mg
+
+__all__ = ["interval", "what_is_left"]
+
+
+def interval(values: np.ndarray) -> dict[str, float]:
+  """Mean over episodes, the half width of its 95 % confidence interval, and the number of episodes."""
+  return {"mean": float(values.mean()), "ci95": float(1.96 * values.std(ddof=1) / np.sqrt(len(values))), "episodes": len(values)}
+
+
+def what_is_left(network: mg.GatedNetwork, mask: Mapping[str, Any], image_shape: Sequence[int]) -> dict[str, int]:
+  """How many of the backbone's parameters a mask keeps, how many of these are effective (`metagater_jax.pruning.effective_mask`), and the
+  multiply-accumulates per image of those."""
+  apply = lambda backbone, images: network.backbone.apply({"params": backbone}, images)
+  backbone = mask["backbone"]
+  count = lambda tree: int(sum(leaf.sum() for leaf in jax.tree.leaves(tree)))
+  effective = mg.pruning.effective_mask(apply, backbone, jnp.ones((8, *image_shape)))
+  return {"kept": count(backbone), "effective": count(effective),
+          "macs": round(float(mg.nn.masked_macs(network.layers(image_shape), effective)))}
