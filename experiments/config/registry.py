@@ -17,8 +17,8 @@ import metagater_jax as mg
 from metagater_jax.data.datasets import Dataset, load_dataset, load_omniglot
 
 __all__ = ["ALGORITHMS", "DATASETS", "LEARNERS", "NETWORKS", "PARTITIONS", "PENALTIES", "PERSONALIZERS", "SCORES", "AlgorithmRow", "DatasetRow", "LearnerRow", "Method",
-           "NetworkRow", "PersonalizerRow", "ScoreRow", "default_personalizer", "evaluation_axis", "is_pruned", "make_algorithm", "make_network",
-           "make_partition", "make_penalty", "make_personalizer", "make_score", "methods", "pruning_schedule", "train_axis", "with_changes"]
+           "NetworkRow", "PersonalizerRow", "ScoreRow", "default_personalizer", "evaluation_axis", "make_algorithm", "make_network",
+           "make_partition", "make_penalty", "make_personalizer", "make_score", "methods", "prunable_of", "pruning_schedule", "train_axis", "with_changes"]
 
 
 # --- networks
@@ -130,7 +130,7 @@ def make_algorithm(config: ConfigDict, network: mg.GatedNetwork) -> mg.federated
   # A client's own meta-objective has the rate of adaptation; the ordinary loss is on the second of its two minibatches, as ANP's queries.
   score = make_score(prune, loss, mg.maml(loss, inner_lr=config.adapt_lr).meta_loss, lambda episode: episode.query)
   return mg.federated.federated_pruning(make, loss, pruning_schedule(prune, config.rounds), score, scope=prune.scope,
-                                        granularity=prune.granularity, prunable=partial(is_pruned, prune, network))
+                                        granularity=prune.granularity, prunable=prunable_of(prune, network))
 
 
 # --- personalizers
@@ -305,13 +305,14 @@ def pruning_schedule(prune: ConfigDict, steps: int) -> mg.pruning.PruningSchedul
                                       every=prune.every or max(1, (end - begin) // 10))
 
 
-def is_pruned(prune: ConfigDict, network: mg.GatedNetwork, name: str, leaf: jax.Array) -> bool:
-  """What pruning may remove of a network: the backbone's kernels, the last layer's only with `prune.head` and not by channel, as
-  its channels are the classes. Gates are no part of it: their own penalty prunes them."""
-  parts = name.split("/")
-  head = prune.head and prune.granularity == "weight"
-  return "gate" not in parts and mg.pruning.is_kernel(name, leaf) and (
-      head or f"/{mg.nn.head_of(network.backbone, ANY_IMAGE)}/" not in f"/{name}")
+def prunable_of(prune: ConfigDict, network: mg.GatedNetwork) -> Callable[[str, jax.Array], bool]:
+  """`(name, leaf) -> bool`, what pruning may remove of a network: the backbone's kernels, the last layer's only with `prune.head` and not by
+  channel, as its channels are the classes. Gates are no part of it: their own penalty prunes them."""
+  head = None if prune.head and prune.granularity == "weight" else mg.nn.head_of(network.backbone, ANY_IMAGE)
+
+  def prunable(name, leaf):
+    return "gate" not in name.split("/") and mg.pruning.is_kernel(name, leaf) and (head is None or f"/{head}/" not in f"/{name}")
+  return prunable
 
 
 # --- data

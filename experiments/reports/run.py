@@ -132,7 +132,7 @@ def plot_tasks(path: Path, result: dict[str, Any]) -> None:
                               layout="constrained", squeeze=False)
   panels = [("accuracy", "accuracy after adaptation", "tab:blue")]
   if gated:
-    panels.append(("sparsity", "sparsity of gated layers" if result["gated"] else "removed", "tab:green"))
+    panels.append(("sparsity", "sparsity of gated layers" if result["gated"] else "share that the task removed", "tab:green"))
   for axis, (key, label, color) in zip(axes[:, 0], panels):
     values = np.array(result[key]["per_task"])[order]
     axis.bar(range(len(values)), values, color=color, width=0.7)

@@ -266,7 +266,7 @@ class _Experiment:
     prune = self.config.prune
     if model.mask is None or not prune.sparsity:
       return None
-    return float(mg.pruning.mask_sparsity(model.mask, partial(registry.is_pruned, prune, self.network), granularity=prune.granularity))
+    return float(mg.pruning.mask_sparsity(model.mask, registry.prunable_of(prune, self.network), granularity=prune.granularity))
 
   def _finish(self, member, model, calibration, before, after, times):
     config, workdir = member.config, member.workdir

@@ -107,7 +107,7 @@ class FewShot:
     loss = mg.classification_loss(self.network)
     self.learner = make_learner(config, loss, self.network)
     self.score = self.make_score(config.prune) if config.prune.score != "none" else None
-    self.prunable = partial(registry.is_pruned, config.prune, self.network)
+    self.prunable = registry.prunable_of(config.prune, self.network)
     numbers = {"ways": config.ways, "shots": config.shots}
     self.sample = partial(_sample, augmented=config.augment, queries=config.train_queries, **numbers)
     tested = partial(_sample, augmented=False, queries=config.queries, **numbers)
