@@ -85,6 +85,10 @@ def test_a_residual_networks_layers_read_what_they_really_read():
   assert saved(conv3=off) == 0.75 * macs["block1/conv3"]
   both = 0.75 * (macs["block1/conv3"] + macs["block1/shortcut"] + macs["block2/conv1"] + macs["block2/shortcut"])
   assert saved(conv3=off, shortcut=off) == both
+  # Where the two differ, what comes next reads the channels that are on in either.
+  mostly = jnp.array([[0.0, 1.0, 1.0, 0.0]])
+  either = 0.5 * macs["block1/conv3"] + 0.75 * macs["block1/shortcut"] + 0.25 * (macs["block2/conv1"] + macs["block2/shortcut"])
+  assert saved(conv3=mostly, shortcut=off) == either
   # A gate on the block masks what both make, and reads what the block reads.
   assert dense - float(mg.nn.gated_macs(tuple(layers.values()), {"block1": off})[0]) == both
   assert mg.nn.gate_cost(tuple(layers.values()), ("block2",), hidden=16)[0] == 4 * 16 + 16 * 4
