@@ -117,7 +117,7 @@ def population(tasks: int, samples: int, shape: tuple[int, ...], classes: int) -
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (tasks * samples, *shape), np.uint8)
   parts = tuple(np.split(np.arange(tasks * samples), tasks))
-  return mg.make_population(images, rng.integers(0, classes, len(images)), mg.data.Partition(parts, parts))
+  return mg.make_population(images, rng.integers(0, classes, len(images)), mg.data.Partition(parts, parts), classes=classes)
 
 
 def network_of(case: Case, widths: tuple[int, ...] = (), compute_dtype: str = "float32") -> mg.GatedNetwork:

@@ -56,7 +56,7 @@ def main() -> None:
 def _ours(config, data, tasks):
   network = registry.make_network(config, data.classes)
   algorithm, personalizer = registry.make_algorithm(config, network), registry.make_personalizer(config, network)
-  population = mg.make_population(data.images, np.asarray(data.labels), tasks.partition, (config.pixel_mean, config.pixel_std))
+  population = mg.make_population(data.images, np.asarray(data.labels), tasks.partition, (config.pixel_mean, config.pixel_std), classes=data.classes)
 
   @jax.jit
   def run(key, population, training, targets):

@@ -10,6 +10,7 @@ def get_config():
   config.tasks = 100
   config.target_tasks = 20
   config.validation_tasks = 10
+  config.tuning_fraction = 0.25
   config.tuned = "cifar10"
   config.cohort = 20
   config.size_range = (221, 2792)

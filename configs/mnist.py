@@ -15,6 +15,7 @@ def get_config():
   config.size_range = (1165, 3834)
   config.model = "mlp"
   config.gated_layers = ()
+  config.tuning_fraction = 0.25
   config.tuned = "mnist"
   config.rounds = 200
   config.eval_every = 20

@@ -27,6 +27,9 @@ def base_config() -> ConfigDict:
   config.pixel_mean = 0.5  # pixels in 0 … 1 become (pixel - mean) / std
   config.pixel_std = 0.5
   config.seed = 0
+  # A fraction of each class's images is for choosing settings (`experiments.tune`) and in no task of a run; 0: all are for runs, and nothing
+  # can be tuned. Which ones they are does not depend on the seed.
+  config.tuning_fraction = 0.0
   # Tasks
   config.partition = "labels"  # or "dirichlet"
   config.tasks = 20
@@ -122,6 +125,8 @@ def check_config(config: ConfigDict) -> ConfigDict:
   fields.check_positive(config, ("local_lr", "adapt_lr", "gate_adapt_lr", "prox_weight", "beta", "inner_lr", "personal_lr", "server_lr",
                                  "concentration", "pixel_std"))
   fields.check_not_negative(config, ("penalty_weight", "gate_temperature", "validation_tasks", "microbatch"))
+  if not 0 <= config.tuning_fraction < 1:
+    raise ConfigError(f"tuning_fraction must lie in [0, 1), got {config.tuning_fraction}.")
   if not 0 < config.test_fraction < 1:
     raise ConfigError(f"test_fraction must lie between 0 and 1, got {config.test_fraction}.")
   if config.target_sparsity is not None and not 0 <= config.target_sparsity < 1:
@@ -197,8 +202,12 @@ def _check_network(config, classes, image_shape):
 
 
 def _check_task_axis(config):
-  mergeable = config.meta_model is None and registry.make_algorithm(config, registry.make_network(config, classes=2)).mergeable
+  network = registry.make_network(config, classes=2)
+  if config.microbatch and not network.rowwise:
+    raise ConfigError(f"microbatch is {config.microbatch}, but model '{config.model}' does not say (rowwise = True) that a sample's logits do not "
+                      "depend on the other samples of a batch, as they do with batch normalization; use microbatch=0.")
+  mergeable = config.meta_model is None and registry.make_algorithm(config, network).mergeable
   if config.task_axis == "merged" and not mergeable:
-    raise ConfigError(f"task_axis 'merged' needs an algorithm whose clients take one plain gradient step, but {config.algorithm} "
-                      f"with local_steps={config.local_steps} does not; use 'auto', 'vmap', 'map' or a number of tasks.")
+    raise ConfigError(f"task_axis 'merged' needs an algorithm whose clients take one plain gradient step and a model in which samples do "
+                      f"not see each other, but {config.algorithm} with local_steps={config.local_steps} and model '{config.model}' is not such; use 'auto', 'vmap', 'map' or a number of tasks.")
   fields.check_devices(config, may_merge=True)

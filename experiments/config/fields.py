@@ -38,6 +38,7 @@ def pruning_fields() -> ConfigDict:
   prune.score = "none"  # or "anp", "snip" (the ordinary loss), "magnitude", "random"
   prune.derivative = "exact"  # of ANP; or "first_order"
   prune.average = "absolute"  # of ANP and SNIP: the mean of the tasks' scores; or "signed", the score of the mean loss
+  prune.mask_in = "inner_loop"  # of ANP: where the mask acts of which its score is the derivative; or "start"
   prune.sparsity = 0.0
   prune.schedule = "cubic"  # or "linear", "one_shot"
   prune.begin = 0.5  # first and last pruning, as fractions of the rounds or steps
@@ -123,6 +124,7 @@ def check_network(config: ConfigDict, network: mg.GatedNetwork, image_shape: Seq
 def check_pruning(prune: ConfigDict) -> None:
   """Raises a ConfigError that names the field of `prune` that cannot be."""
   for field, known in (("score", ("none", *registry.SCORES)), ("derivative", mg.optim.DERIVATIVES), ("average", mg.pruning.AVERAGES),
+                       ("mask_in", mg.pruning.PLACES),
                        ("schedule", mg.pruning.SCHEDULES), ("scope", mg.pruning.SCOPES), ("granularity", mg.pruning.GRANULARITIES)):
     check_known(f"prune.{field}", prune[field], known)
   if not 0 <= prune.sparsity < 1:

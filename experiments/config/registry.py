@@ -284,7 +284,7 @@ class ScoreRow(NamedTuple):
 
 SCORES: dict[str, ScoreRow] = {
     "anp": ScoreRow(lambda prune, loss, meta_loss, samples: mg.pruning.anp(
-        meta_loss, derivative=prune.derivative, average=prune.average), "ANP"),
+        meta_loss, derivative=prune.derivative, average=prune.average, mask_in=prune.mask_in), "ANP"),
     "snip": ScoreRow(lambda prune, loss, meta_loss, samples: mg.pruning.snip(
         loss, average=prune.average, samples=samples), "SNIP / Taylor on the ordinary loss"),
     "magnitude": ScoreRow(lambda *_: mg.pruning.magnitude(), "magnitude"),
@@ -362,9 +362,16 @@ PARTITIONS = {
 }
 
 
-def make_partition(config: ConfigDict, labels: np.ndarray) -> mg.data.Partition:
-  """How the labelled samples are distributed over the tasks of a config."""
-  return PARTITIONS[config.partition](config, labels)
+def make_partition(config: ConfigDict, labels: np.ndarray, tuning: bool = False) -> mg.data.Partition:
+  """How the labelled samples are distributed over the tasks of a config: those that runs are made of or, with `tuning`, those on which settings
+  are chosen. Where tasks take all the data there is (`fill`), those for tuning are smaller by `tuning_fraction`, and as many."""
+  runs, held = mg.data.split_samples(labels, config.tuning_fraction)
+  samples = held if tuning else runs
+  if tuning and config.fill:
+    low, high = config.size_range
+    config = with_changes(config, size_range=(max(round(low * config.tuning_fraction), config.labels_per_task),
+                                              max(round(high * config.tuning_fraction), config.labels_per_task)))
+  return PARTITIONS[config.partition](config, labels[samples]).of(samples)
 
 
 # --- how tasks are mapped

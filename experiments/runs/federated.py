@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 import metagater_jax as mg
 from experiments.config import ConfigError, registry
-from experiments.config.federated import check_config, check_dataset
+from experiments.config.federated import base_config, check_config, check_dataset
 from experiments.config.fields import with_fields
 from experiments.runs import placement, records
 from experiments.runs.measures import what_is_left
@@ -71,9 +71,9 @@ def run_seeds(config: ConfigDict, workdirs: Mapping[int, str | Path], dataset: D
     tasks = {seed: make_tasks(configs[seed], dataset) for seed in seeds}
     partitions, scale = [tasks[seed].partition for seed in seeds], (config.pixel_mean, config.pixel_std)
     if streamed:
-      data = [TaskStore(dataset.images, dataset.labels, partition, scale) for partition in partitions]
+      data = [TaskStore(dataset.images, dataset.labels, partition, scale, dataset.classes) for partition in partitions]
     else:
-      data = mg.data.make_populations(dataset.images, np.asarray(dataset.labels), partitions, scale)
+      data = mg.data.make_populations(dataset.images, np.asarray(dataset.labels), partitions, scale, classes=dataset.classes)
     data = dict(zip(seeds, data))
   experiment = _Experiment(config, dataset, clock, mesh)
   given = {seed: experiment.given(configs[seed]) for seed in seeds}
@@ -167,7 +167,8 @@ class _Experiment:
                           f"{wanted.get(differing[0])} here. Give the config of that run's network (model, widths, gated, gated_layers).")
       model = jax.tree.map(jnp.asarray, model)
     if config.sparsity_of is not None:
-      reached, other = records.read_result(config.sparsity_of)["sparsity"], records.read_config(config.sparsity_of)
+      reached = records.read_result(config.sparsity_of)["sparsity"]
+      other = base_config().to_dict() | records.read_config(config.sparsity_of)  # a field that is newer than the run had its default
       own = json.loads(config.to_json_best_effort())
       if differing := [field for field in _TASK_FIELDS if other.get(field) != own[field]]:
         raise ConfigError(f"sparsity_of is {config.sparsity_of}, a run of other tasks: {differing[0]} is {other.get(differing[0])} there and "
@@ -304,7 +305,7 @@ class _Experiment:
 
 
 # Fields that the tasks of a config, and which of them are targets, are a function of.
-_TASK_FIELDS = ("dataset", "seed", "partition", "tasks", "target_tasks", "validation_tasks", "target_tasks_seen", "labels_per_task",
+_TASK_FIELDS = ("dataset", "seed", "tuning_fraction", "partition", "tasks", "target_tasks", "validation_tasks", "target_tasks_seen", "labels_per_task",
                 "cyclic_labels", "size_range", "fill", "test_fraction", "concentration")
 
 # In the place of an algorithm where the meta-model is given: the server's state is the model, and there are no rounds.
@@ -348,14 +349,14 @@ def load(config: ConfigDict, dataset: Dataset | None = None) -> Dataset:
   return dataset
 
 
-def make_tasks(config: ConfigDict, dataset: Dataset) -> Tasks:
-  """How the data of a config is distributed over tasks, and what each task is for.
+def make_tasks(config: ConfigDict, dataset: Dataset, tuning: bool = False) -> Tasks:
+  """How the data of a config is distributed over tasks, and what each task is for; with `tuning` the images that are in no task of a run.
 
   Raises:
     ConfigError: data that cannot be distributed as the config wants it.
   """
   try:
-    partition = registry.make_partition(config, np.asarray(dataset.labels))
+    partition = registry.make_partition(config, np.asarray(dataset.labels), tuning)
   except ValueError as error:  # of the partitioner, whose messages name the config's fields
     raise ConfigError(str(error)) from error
   return Tasks(partition, *mg.data.split_tasks(config.tasks, config.target_tasks, config.seed, seen=config.target_tasks_seen,

@@ -1,5 +1,6 @@
 """Measures that several kinds of runs report."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ def interval(values: np.ndarray) -> dict[str, float]:
 def what_is_left(network: mg.GatedNetwork, mask: Mapping[str, Any], image_shape: Sequence[int]) -> dict[str, int]:
   """How many of the backbone's parameters a mask keeps, how many of these are effective (`metagater_jax.pruning.effective_mask`), and the
   multiply-accumulates per image of those."""
-  apply = lambda backbone, images: network.backbone.apply({"params": backbone}, images)
+  plain = dataclasses.replace(network, gated_layers=())
+  apply = lambda backbone, images: plain.apply({"backbone": backbone, "gate": {}}, images)[0]
   backbone = mask["backbone"]
   count = lambda tree: int(sum(leaf.sum() for leaf in jax.tree.leaves(tree)))
   effective = mg.pruning.effective_mask(apply, backbone, jnp.ones((8, *image_shape)))

@@ -68,7 +68,8 @@ def microbatch(config: ConfigDict, network: mg.GatedNetwork, mesh: Mesh | None) 
   samples (`python -m benchmarks --only=cores`), or else 0, whole batches."""
   if config.microbatch is not None:
     return config.microbatch
-  return 2 if mesh is not None and jax.default_backend() == "cpu" and not network.small else 0
+  cut = mesh is not None and jax.default_backend() == "cpu" and network.rowwise and not network.small
+  return 2 if cut else 0
 
 
 def round_bytes(config: ConfigDict, store: TaskStore, draws: int, mesh: Mesh | None) -> int:

@@ -20,6 +20,7 @@ SCORES: dict[str, ScoreCase] = {
     "none": ScoreCase("not pruned", {}),
     "anp": ScoreCase("ANP", {"score": "anp", "average": "absolute"}),
     "anp_first_order": ScoreCase("ANP, first-order", {"score": "anp", "average": "absolute", "derivative": "first_order"}),
+    "anp_start": ScoreCase("ANP, mask at the start only", {"score": "anp", "average": "absolute", "mask_in": "start"}),
     "anp_layer": ScoreCase("ANP, layer-wise", {"score": "anp", "average": "absolute", "scope": "layer"}),
     "anp_signed": ScoreCase("ANP, signed", {"score": "anp", "average": "signed"}),
     "snip": ScoreCase("SNIP / Taylor on the ordinary loss", {"score": "snip", "average": "absolute"}),

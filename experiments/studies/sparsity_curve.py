@@ -46,7 +46,7 @@ def curve_of_run(run: str | Path, sparsities: Sequence[float], data_dir: str | N
   dataset = load(config)
   tasks = make_tasks(config, dataset)
   population = mg.make_population(dataset.images, np.asarray(dataset.labels), tasks.partition,
-                                  (config.pixel_mean, config.pixel_std))
+                                  (config.pixel_mean, config.pixel_std), classes=dataset.classes)
   network = registry.make_network(config, dataset.classes)
   model = jax.tree.map(jnp.asarray, load_model(run)[0])
   calibration_tasks = jnp.asarray(tasks.calibration(config.calibration_tasks))

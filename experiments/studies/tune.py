@@ -1,8 +1,8 @@
 """Settings of every method of a protocol, at one budget for all.
 
 Each method gets the same number of meta-trainings, at points that fill its search space evenly (a Sobol sequence), and on
-each meta-model the same adaptation rates. What counts is the accuracy after adaptation on validation tasks, which are
-neither trained on nor targets, in populations (seeds) that no table reports. The best point goes to
+each meta-model the same adaptation rates. What counts is the accuracy after adaptation on validation tasks, which are not trained
+on. All tasks here are made of images that are in no task of a run (`tuning_fraction`). The best point goes to
 `configs/tuned/PROTOCOL.json`, with all trials; the configs read it.
 """
 
@@ -63,10 +63,10 @@ class Tuner:
     self.tasks = []
     for seed in seeds:
       population = with_fields(config, seed=int(seed), validation_tasks=self.validation_tasks)
-      self.tasks.append((int(seed), make_tasks(population, dataset)))
+      self.tasks.append((int(seed), make_tasks(population, dataset, tuning=True)))
     self.populations = mg.data.make_populations(dataset.images, np.asarray(dataset.labels),
                                            [tasks.partition for _, tasks in self.tasks],
-                                           (config.pixel_mean, config.pixel_std))
+                                           (config.pixel_mean, config.pixel_std), classes=dataset.classes)
     self.network = registry.make_network(config, dataset.classes)
     self.image_shape = dataset.images.shape[1:]
     self._train = jax.jit(self._train_and_deploy)
@@ -151,6 +151,9 @@ def tune_method(config: ConfigDict, name: str, *, local_steps: int, seeds: Seque
 def method_config(config: ConfigDict, name: str, local_steps: int) -> ConfigDict:
   """The checked config of a method in a protocol, with its defaults in the place of what was tuned."""
   method = registry.methods()[name]
+  if not config.tuning_fraction:
+    raise ConfigError(f"{config.name} keeps no images for choosing settings: all of them are in the tasks of runs. Set its tuning_fraction "
+                      "(0.25, say).")
   return check_config(with_fields(config, algorithm=method.algorithm, gated=method.gated, personalizer=method.personalizer,
                                   local_steps=local_steps, tuned=None))
 

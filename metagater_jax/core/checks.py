@@ -1,25 +1,59 @@
 """Checks of arguments that several modules share."""
 
 import difflib
-from collections.abc import Iterable
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
+import numpy as np
 
-__all__ = ["check_not_negative", "check_one_of", "check_positive", "unknown"]
-
-
-def check_positive(**options: float) -> None:
-  """Raises a ValueError that names an option that is not positive. Traced values (a rate under `vmap`) pass."""
-  for name, value in options.items():
-    if not isinstance(value, jax.core.Tracer) and not value > 0:
-      raise ValueError(f"{name} must be positive, got {value}.")
+__all__ = ["check_counts", "check_not_negative", "check_one_of", "check_positive", "check_sparsity", "unknown"]
 
 
-def check_not_negative(**options: float) -> None:
+def check_positive(**options: Any) -> None:
+  """Raises a ValueError that names an option that is not a positive, finite number. Traced values (a rate under `vmap`) pass."""
+  _check(options, "be positive", lambda value: value > 0)
+
+
+def check_not_negative(**options: Any) -> None:
   """The same for options that may be 0."""
+  _check(options, "not be negative", lambda value: value >= 0)
+
+
+def check_counts(**options: Any) -> None:
+  """Raises a ValueError that names an option that is not a whole number of at least 1."""
   for name, value in options.items():
-    if not isinstance(value, jax.core.Tracer) and not value >= 0:
-      raise ValueError(f"{name} must not be negative, got {value}.")
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+      raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+
+def check_sparsity(**options: Any) -> None:
+  """Raises a ValueError that names an option that is not a number in [0, 1). Traced values pass."""
+  check_not_negative(**options)
+  for name, value in options.items():
+    if not isinstance(value, jax.core.Tracer) and not value < 1:
+      raise ValueError(f"{name} must lie in [0, 1), got {value}.")
+
+
+def _check(options: dict[str, Any], what: str, holds: Callable[[Any], bool]) -> None:
+  for name, value in options.items():
+    if isinstance(value, jax.core.Tracer):
+      continue
+    if not _is_real(value):
+      raise ValueError(f"{name} must be a number, got {value!r}.")
+    if not holds(value):
+      raise ValueError(f"{name} must {what}, got {value}.")
+    if not math.isfinite(value):
+      raise ValueError(f"{name} must be finite, got {value}.")
+
+
+def _is_real(value):
+  """Whether a value is one real number: Python's, NumPy's, or an array without axes."""
+  if isinstance(value, jax.Array | np.ndarray | np.generic):
+    return value.ndim == 0 and (np.issubdtype(value.dtype, np.integer) or jax.numpy.issubdtype(value.dtype, np.floating))
+  return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def check_one_of(what: str, value: str, known: Iterable[str]) -> None:

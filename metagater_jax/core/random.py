@@ -5,6 +5,9 @@ import jax.numpy as jnp
 
 __all__ = ["row_keys", "sample_positions"]
 
+# Up to so many samples a draw is a float32 times their number; no sample's probability is then off by more than a thousandth.
+_FEW = 2**13
+
 
 def row_keys(key: jax.Array, rows: int) -> jax.Array:
   """A key for each row of a batch, (rows,), so that a row's noise does not depend on which batch it is part of.
@@ -33,9 +36,11 @@ def sample_positions(key: jax.Array, count: jax.Array, size: int) -> jax.Array:
   Returns:
     (size,) integers.
   """
-  k = jnp.arange(size)
-  span = jnp.maximum(count - k, 1)
-  partner = k + jnp.minimum((jax.random.uniform(key, (size,)) * span).astype(jnp.int32), span - 1)
+  k = jnp.arange(size, dtype=jnp.int32)
+  span = jnp.maximum(jnp.asarray(count, jnp.int32) - k, 1)
+  # A float32 in [0, 1) is one of 2²³ numbers: of many more samples it would miss some, and prefer some where they are nearly as many.
+  few = jnp.minimum((jax.random.uniform(key, (size,), jnp.float32) * span).astype(jnp.int32), span - 1)
+  partner = k + jnp.where(span <= _FEW, few, jax.random.randint(key, (size,), 0, span, jnp.int32))
 
   def held(place, step, moved):
     swap = jnp.max(jnp.where((partner == place) & (k < step), k, -1))  # the last one that put something there

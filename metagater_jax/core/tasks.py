@@ -53,7 +53,7 @@ def resolve_task_axis(task_axis: str | int, mergeable: bool = False) -> str | in
     return task_axis
   if task_axis == "merged":
     raise ValueError("task_axis 'merged' needs an algorithm whose mean update is that on the merged batch: one local step of "
-                     "plain gradient descent. Use 'vmap', 'map' or a number of tasks.")
+                     "plain gradient descent, on a loss whose attribute `rowwise` says that rows do not see each other. Use 'vmap', 'map' or a number of tasks.")
   raise ValueError("task_axis must be 'auto', 'vmap', 'map', 'merged' or a positive number of tasks, got "
                    f"{task_axis!r}.")
 
@@ -91,7 +91,7 @@ def sum_over_tasks(function: Callable[[Any], Any], tasks: Any, share: jax.Array,
     how: as in `map_tasks`.
 
   Returns:
-    The sum, a pytree like one result of `function`.
+    The sum, a pytree like one result of `function`, in its types.
 
   Raises:
     ValueError: an unknown `how`.
@@ -100,11 +100,14 @@ def sum_over_tasks(function: Callable[[Any], Any], tasks: Any, share: jax.Array,
   count = share.shape[0]
   together = min({"vmap": count, "map": 1}.get(how, how), count)
 
+  def like(mean, x):  # a mean of float16 is float16, whatever the shares are; one of integers is no integer
+    return mean.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else mean
+
   def block(tasks, share):
     if share.shape[0] == 1:
       result = function(jax.tree.map(lambda x: x[0], tasks))
-      return jax.tree.map(lambda x: share[0] * x, result)
-    return jax.tree.map(lambda x: jnp.tensordot(share, x, axes=1), jax.vmap(function)(tasks))
+      return jax.tree.map(lambda x: like(share[0] * x, x), result)
+    return jax.tree.map(lambda x: like(jnp.tensordot(share, x, axes=1), x), jax.vmap(function)(tasks))
 
   blocks, rest = divmod(count, together)
   if blocks <= 1 and not rest:

@@ -3,8 +3,9 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-__all__ = ["Model", "Params", "leaf_name", "named_leaves"]
+__all__ = ["Model", "Params", "leaf_name", "like", "named_leaves", "precision_of"]
 
 # Parameters: any pytree of arrays. Those of a `GatedNetwork` are {"backbone": θ, "gate": {layer: φ_l}}.
 Params = Any
@@ -21,6 +22,30 @@ class Model(NamedTuple):
 
   params: Params
   mask: Params | None = None
+
+
+def precision_of(tree: Params) -> jnp.dtype:
+  """What scalars beside a tree are computed in: float32, or float64 where a leaf is.
+
+  Args:
+    tree: any pytree of arrays.
+
+  Returns:
+    The type.
+  """
+  return jnp.result_type(jnp.float32, *(leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)))
+
+
+def like(values: Params, tree: Params) -> Params:
+  """The values in the types of a tree's leaves, so that what is computed in another precision does not change parameters' types.
+
+  Args:
+    values, tree: pytrees of one structure.
+
+  Returns:
+    A pytree like `tree`.
+  """
+  return jax.tree.map(lambda value, leaf: jnp.asarray(value, jnp.result_type(leaf)), values, tree)
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["Partition", "draw_sizes", "partition_by_dirichlet", "partition_by_label", "split_tasks"]
+__all__ = ["Partition", "draw_sizes", "partition_by_dirichlet", "partition_by_label", "split_samples", "split_tasks"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,10 @@ class Partition:
   def to_json(self) -> list[dict[str, list[int]]]:
     """One {"train": […], "test": […]} per task, for `json.dump`."""
     return [{"train": a.tolist(), "test": b.tolist()} for a, b in zip(self.train, self.test)]
+
+  def of(self, samples: np.ndarray) -> "Partition":
+    """The same tasks, where the indices were into a selection: `samples[i]` in the place of i."""
+    return Partition(*(tuple(samples[part] for part in parts) for parts in (self.train, self.test)))
 
   @classmethod
   def from_json(cls, tasks: Sequence[dict]) -> "Partition":
@@ -207,6 +211,29 @@ def split_tasks(tasks: int, targets: int, seed: int, *, validation: int = 0, see
   order = np.random.default_rng([seed, 1]).permutation(tasks)
   target, held_out, rest = np.split(order, [targets, targets + validation])
   return np.sort(np.concatenate([rest, target]) if seen else rest), np.sort(held_out), np.sort(target)
+
+
+def split_samples(labels: np.ndarray, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+  """The samples of a data set in two parts that share none, each with its part of every class.
+
+  Settings that are chosen on tasks made of one part have seen no image of tasks that are made of the other.
+
+  Args:
+    labels: (samples,) integers.
+    fraction: of each class in the second part, in [0, 1).
+    seed: that the split is a function of.
+
+  Returns:
+    Sorted indices of the first and of the second part.
+
+  Raises:
+    ValueError: a fraction outside [0, 1), or labels that are not integers.
+  """
+  if not 0 <= fraction < 1:
+    raise ValueError(f"the fraction of samples that are split off must lie in [0, 1), got {fraction}.")
+  _, pools = _shuffled_by_class(np.random.default_rng([seed, 4]), labels)
+  cuts = [round(fraction * len(pool)) for pool in pools]
+  return tuple(np.sort(np.concatenate(part)) for part in zip(*((pool[cut:], pool[:cut]) for pool, cut in zip(pools, cuts))))
 
 
 def _shuffled_by_class(rng, labels):

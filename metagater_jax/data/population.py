@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metagater_jax.core.checks import check_counts
 from metagater_jax.core.random import sample_positions
 from metagater_jax.data.partition import Partition
 
-__all__ = ["Batch", "Episode", "Minibatches", "Pool", "Population", "TaskData", "make_population", "make_populations", "make_task", "sample_batch",
+__all__ = ["Batch", "Episode", "Minibatches", "Pool", "Population", "TaskData", "check_partition", "check_samples", "make_population", "make_populations", "make_task", "own_positions", "sample_batch",
            "to_float"]
 
 
@@ -95,9 +96,26 @@ class TaskData(NamedTuple):
   scale: jax.Array
 
   def rows(self, positions: jax.Array) -> Batch:
-    """The samples at these positions (0 … count − 1) of the task; others become rows of weight 0."""
-    chosen = self.index[positions]
+    """The samples at these positions (0 … count − 1) of the task; others become rows of weight 0.
+
+    Such padding repeats samples of the task: a network that looks at a batch as a whole, as batch normalization does, must not see those of
+    other tasks.
+    """
+    chosen = self.index[own_positions(positions, self.count)]
     return Batch(to_float(self.images[chosen], self.scale), self.labels[chosen], (positions < self.count).astype(jnp.float32))
+
+
+def own_positions(positions: jax.Array, count: jax.Array) -> jax.Array:
+  """Positions 0 … count − 1 as they are, and those beyond as these over again: padding of a task that is made of its own samples.
+
+  Args:
+    positions: integers.
+    count: samples of the task, an array that broadcasts against them.
+
+  Returns:
+    Integers like `positions`.
+  """
+  return positions % jnp.maximum(count, 1)
 
 
 class Population(NamedTuple):
@@ -149,8 +167,8 @@ def to_float(images: jax.Array, scale: jax.Array | tuple[float, float] = _SCALE)
   return (images.astype(jnp.float32) / 255 - scale[0]) / scale[1] if images.dtype == jnp.uint8 else images
 
 
-def make_population(images: np.ndarray, labels: np.ndarray, partition: Partition,
-                    scale: tuple[float, float] = _SCALE) -> Population:
+def make_population(images: np.ndarray, labels: np.ndarray, partition: Partition, scale: tuple[float, float] = _SCALE, *,
+                    classes: int | None = None) -> Population:
   """A population from any arrays: bring your own data.
 
   Args:
@@ -158,24 +176,26 @@ def make_population(images: np.ndarray, labels: np.ndarray, partition: Partition
     labels: (samples,) integers 0 … classes − 1.
     partition: which samples belong to which task. Samples that no task holds are left out of the pool.
     scale: (mean, std) for uint8 images, see `to_float`.
+    classes: how many the network tells apart; None: as many as there are labels, each of which must occur.
 
   Returns:
     The population; its pool has the samples that some task holds.
 
   Raises:
-    ValueError: lengths that differ, a standard deviation that is not positive, or a partition of another data set.
+    ValueError: arrays that cannot be trained on (`check_samples`), a standard deviation that is not positive, or a partition that does not
+      fit: of another data set, with negative numbers, or a task without train or test samples. The message names the first offender.
   """
-  return make_populations(images, labels, [partition], scale)[0]
+  return make_populations(images, labels, [partition], scale, classes=classes)[0]
 
 
-def make_populations(images: np.ndarray, labels: np.ndarray, partitions: Sequence[Partition],
-                     scale: tuple[float, float] = _SCALE) -> list[Population]:
+def make_populations(images: np.ndarray, labels: np.ndarray, partitions: Sequence[Partition], scale: tuple[float, float] = _SCALE, *,
+                     classes: int | None = None) -> list[Population]:
   """Several populations of one data set that share the pool and have the same shapes, so that one program serves all.
 
   Arguments and errors as in `make_population`.
 
   Args:
-    images, labels, scale: as in `make_population`.
+    images, labels, scale, classes: as in `make_population`.
     partitions: one for each population.
 
   Returns:
@@ -184,15 +204,14 @@ def make_populations(images: np.ndarray, labels: np.ndarray, partitions: Sequenc
   Raises:
     ValueError: as in `make_population`.
   """
-  if len(images) != len(labels):
-    raise ValueError(f"there are {len(images)} images but {len(labels)} labels.")
+  labels = check_samples(images, labels, classes=classes)
   if not scale[1] > 0:
     raise ValueError(f"the standard deviation of pixels must be positive, got {scale[1]}.")
+  partitions = [check_partition(partition, len(labels)) for partition in partitions]
   samples = np.unique(np.concatenate([part for p in partitions for part in (*p.train, *p.test)]))
-  if samples[-1] >= len(labels):
-    raise ValueError(f"the partition names sample {samples[-1]}, but the data set has {len(labels)}; it belongs to another "
-                     "one.")
-  pool, pool_labels = jnp.asarray(images[samples]), jnp.asarray(np.asarray(labels)[samples].astype(np.int32))
+  chosen = np.asarray(images[samples])
+  check_finite(chosen, samples)
+  pool, pool_labels = jnp.asarray(chosen), jnp.asarray(labels[samples])
   scale = jnp.asarray(np.array(scale, np.float32))
   longest = [max(len(part) for p in partitions for part in getattr(p, name)) for name in ("train", "test")]
   padded = [[_pad([np.searchsorted(samples, part) for part in parts], length)
@@ -200,19 +219,112 @@ def make_populations(images: np.ndarray, labels: np.ndarray, partitions: Sequenc
   return [Population(pool, pool_labels, *map(jnp.asarray, (*train, *test)), scale) for train, test in padded]
 
 
-def make_task(images: np.ndarray, labels: np.ndarray, scale: tuple[float, float] = _SCALE) -> TaskData:
+def make_task(images: np.ndarray, labels: np.ndarray, scale: tuple[float, float] = _SCALE, *, classes: int | None = None) -> TaskData:
   """One task from plain arrays, to adapt to or to evaluate on.
 
   Args:
     images: (samples, …) uint8 (scaled by `to_float`) or floats.
-    labels: (samples,) integers.
+    labels: (samples,) integers, 0 … classes − 1 of the network.
     scale: (mean, std) for uint8 images.
+    classes: of the network, to check the labels against; None: they are not, since a task may lack some.
 
   Returns:
     A `TaskData` that holds all samples.
+
+  Raises:
+    ValueError: no samples, or arrays that cannot be trained on (`check_samples`).
   """
-  return TaskData(*map(jnp.asarray, (images, np.asarray(labels, np.int32), np.arange(len(labels)), len(labels),
-                                     np.array(scale, np.float32))))
+  labels = check_samples(images, labels, classes=classes, all_classes=False)
+  check_finite(np.asarray(images), np.arange(len(labels)))
+  return TaskData(*map(jnp.asarray, (images, labels, np.arange(len(labels), dtype=np.int32), np.int32(len(labels)), np.array(scale, np.float32))))
+
+
+def check_samples(images: np.ndarray, labels: np.ndarray, *, classes: int | None = None, all_classes: bool = True, what: str = "label"
+                  ) -> np.ndarray:
+  """The labels as int32, if these are samples that a network can be trained on. Images are not read, so they may be a `numpy.memmap`.
+
+  Args:
+    images: (samples, …).
+    labels: (samples,).
+    classes: labels must be below; None: not checked, or see `all_classes`.
+    all_classes: without `classes`, whether each of 0 … largest label must occur: labels 1 … n, or with gaps, are no numbers of a network's
+      outputs.
+    what: a label is called in messages.
+
+  Returns:
+    (samples,) int32.
+
+  Raises:
+    ValueError: images that are neither uint8 nor floats, labels that are not integers from 0 on, or numbers of both that differ. The message
+      says what to do.
+  """
+  labels = np.asarray(labels)
+  dtype = getattr(images, "dtype", None)
+  if dtype is None or not hasattr(images, "shape"):
+    raise ValueError(f"images must be an array (samples, …), got {type(images).__name__}.")
+  if len(images) != len(labels):
+    raise ValueError(f"there are {len(images)} images but {len(labels)} {what}s.")
+  if not len(labels):
+    raise ValueError("there are no samples.")
+  if dtype != np.uint8 and not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(f"images must be uint8 (pixels 0 … 255, which are scaled) or floats (which are taken as they are), got {dtype}. Convert "
+                     "them: images.astype(np.float32) / their largest value, say.")
+  if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    first = "" if labels.ndim != 1 or not labels.size else f" (the first is {labels[0]!r})"
+    raise ValueError(f"{what}s must be integers of shape (samples,), got {labels.dtype}{list(labels.shape)}{first}.")
+  if labels.min() < 0:
+    worst = int(np.argmax(labels < 0))
+    raise ValueError(f"{what}s must be 0 or more, but sample {worst} has {labels[worst]}; leave samples without a {what} out.")
+  if classes is not None and labels.max() >= classes:
+    worst = int(np.argmax(labels >= classes))
+    raise ValueError(f"{what}s must lie in 0 … {classes - 1} for {classes} classes, but sample {worst} has {labels[worst]}.")
+  if classes is None and all_classes:
+    there = np.unique(labels)
+    if len(there) != there[-1] + 1:
+      missing = int(np.setdiff1d(np.arange(there[-1]), there)[0])
+      raise ValueError(f"{what}s must be 0 … n − 1, but no sample has {missing} while the largest is {there[-1]}. Say how many classes the "
+                       f"network has (classes={there[-1] + 1}), or number them anew: np.unique({what}s, return_inverse=True)[1].")
+  return labels.astype(np.int32)
+
+
+def check_partition(partition: Partition, samples: int) -> Partition:
+  """A partition with arrays of integers, if it fits a data set.
+
+  Args:
+    partition: whose parts may be lists.
+    samples: of the data set.
+
+  Returns:
+    The partition.
+
+  Raises:
+    ValueError: a task without train or test samples, or a number that is not one of the data set's samples. The message names the first.
+  """
+  if len(partition.train) != len(partition.test) or not len(partition.train):
+    raise ValueError(f"the partition has {len(partition.train)} train and {len(partition.test)} test parts; there must be one of each per task.")
+  parts = {}
+  for name in ("train", "test"):
+    parts[name] = tuple(np.asarray(part) for part in getattr(partition, name))
+    for task, part in enumerate(parts[name]):
+      if not part.size:
+        raise ValueError(f"task {task} of the partition has no {name} samples; leave such tasks out, or ask for larger ones.")
+      if part.ndim != 1 or not np.issubdtype(part.dtype, np.integer):
+        raise ValueError(f"the {name} part of task {task} must be numbers of samples, got {part.dtype}{list(part.shape)}.")
+      if part.min() < 0:
+        raise ValueError(f"the {name} part of task {task} names sample {part.min()}; samples are numbered from 0.")
+      if part.max() >= samples:
+        raise ValueError(f"the {name} part of task {task} names sample {part.max()}, but the data set has {samples}; the partition belongs to "
+                         "another one.")
+  return Partition(**parts)
+
+
+def check_finite(images: np.ndarray, numbers: np.ndarray) -> None:
+  """Raises a ValueError that names the first image (by `numbers`) with a pixel that is not a finite number."""
+  if images.dtype == np.uint8 or bool(np.isfinite(images.sum(dtype=np.float32 if images.dtype.itemsize < 8 else np.float64))):
+    return  # a sum is quick, and finite if all are (it may overflow: then the search below finds nothing)
+  bad = ~np.isfinite(images.reshape(len(images), -1).astype(np.float64)).all(1)
+  if bad.any():
+    raise ValueError(f"image {numbers[int(bad.argmax())]} has pixels that are not finite numbers.")
 
 
 def sample_batch(key: jax.Array, data: TaskData, size: int) -> Batch:
@@ -225,7 +337,11 @@ def sample_batch(key: jax.Array, data: TaskData, size: int) -> Batch:
 
   Returns:
     The minibatch, (size, …).
+
+  Raises:
+    ValueError: a size that is not a whole number of at least 1.
   """
+  check_counts(size=size)
   return data.rows(sample_positions(key, data.count, min(size, data.index.shape[0])))
 
 

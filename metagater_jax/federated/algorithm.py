@@ -35,7 +35,7 @@ class FederatedAlgorithm(NamedTuple):
     deploy: `server state -> Model`, the meta-model that a target task starts from.
     draws: minibatches that a client update uses.
     mergeable: whether the mean of the clients' updates is the update on their minibatches merged to one, weighted batch: true
-      of one gradient step from the same parameters.
+      of one gradient step from the same parameters, for a loss in which rows do not see each other (`data.is_rowwise`).
   """
 
   init: Callable[[Params], Any]
@@ -68,6 +68,7 @@ def federated_init(algorithm: FederatedAlgorithm, params: Params, key: jax.Array
     key: the run's.
 
   Returns:
-    The state.
+    The state. It has arrays of its own, so that it can be donated while the parameters and the key stay the caller's.
   """
-  return FederatedState(jnp.zeros((), jnp.int32), key, algorithm.init(params))
+  params, key = jax.tree.map(jnp.copy, (params, key))
+  return FederatedState(jnp.zeros((), jnp.int32), key, jax.tree.map(jnp.copy, algorithm.init(params)))

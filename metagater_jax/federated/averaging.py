@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import optax
 
-from metagater_jax.core.checks import check_positive
+from metagater_jax.core.checks import check_counts, check_positive
 from metagater_jax.core.trees import Model
 from metagater_jax.data.batching import Loss
 from metagater_jax.federated.algorithm import ClientUpdate, FederatedAlgorithm
@@ -52,7 +52,8 @@ def local_training(loss: Loss, *, lr: float, steps: int, prox_weight: float = 0.
   Raises:
     ValueError: a rate or number of steps that is not positive.
   """
-  check_positive(local_lr=lr, local_steps=steps)
+  check_positive(local_lr=lr)
+  check_counts(local_steps=steps)
   sgd = optax.sgd(lr)
 
   def client_update(w, draw):

@@ -1,6 +1,6 @@
 """FedAvg (McMahan et al. 2017): local gradient descent, average."""
 
-from metagater_jax.data.batching import Loss
+from metagater_jax.data.batching import Loss, is_rowwise
 from metagater_jax.federated.algorithm import FederatedAlgorithm
 from metagater_jax.federated.averaging import averaging, local_training
 
@@ -23,4 +23,4 @@ def fedavg(loss: Loss, *, local_lr: float, local_steps: int = 1) -> FederatedAlg
   Raises:
     ValueError: a rate or number of steps that is not positive.
   """
-  return averaging(local_training(loss, lr=local_lr, steps=local_steps), draws=local_steps, mergeable=local_steps == 1)
+  return averaging(local_training(loss, lr=local_lr, steps=local_steps), draws=local_steps, mergeable=local_steps == 1 and is_rowwise(loss))

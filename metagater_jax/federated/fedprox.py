@@ -1,7 +1,7 @@
 """FedProx (Li et al. 2020): FedAvg with a pull of the local models to the global one."""
 
 from metagater_jax.core.checks import check_positive
-from metagater_jax.data.batching import Loss
+from metagater_jax.data.batching import Loss, is_rowwise
 from metagater_jax.federated.algorithm import FederatedAlgorithm
 from metagater_jax.federated.averaging import averaging, local_training
 
@@ -27,4 +27,4 @@ def fedprox(loss: Loss, *, local_lr: float, prox_weight: float = 0.1, local_step
   """
   check_positive(prox_weight=prox_weight)
   train = local_training(loss, lr=local_lr, steps=local_steps, prox_weight=prox_weight)
-  return averaging(train, draws=local_steps, mergeable=local_steps == 1)
+  return averaging(train, draws=local_steps, mergeable=local_steps == 1 and is_rowwise(loss))

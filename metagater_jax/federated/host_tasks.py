@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from metagater_jax.core.tasks import TASK_AXIS
 from metagater_jax.data.partition import Partition
-from metagater_jax.data.population import Minibatches, Pool, Population, make_population
+from metagater_jax.data.population import Minibatches, Pool, Population, check_partition, check_samples, make_population
 from metagater_jax.federated.rounds import RoundPlan, plan_rounds
 
 __all__ = ["PlannedRounds", "TaskStore", "rounds_in_memory"]
@@ -43,10 +43,12 @@ class TaskStore:
     labels: (samples,) integers.
     partition: which samples belong to which task.
     scale: (mean, std) of pixels, see `to_float`.
+    classes: as in `data.make_population`.
   """
 
-  def __init__(self, images: np.ndarray, labels: np.ndarray, partition: Partition, scale: tuple[float, float]):
-    self.images, self.labels, self.partition, self.scale = images, np.asarray(labels), partition, scale
+  def __init__(self, images: np.ndarray, labels: np.ndarray, partition: Partition, scale: tuple[float, float], classes: int | None = None):
+    self.images, self.labels, self.scale = images, check_samples(images, labels, classes=classes), scale
+    self.partition = check_partition(partition, len(self.labels))
     self.counts = np.array([len(part) for part in partition.train], np.int32)
     self.longest = int(self.counts.max())
     self.sample_bytes = int(np.prod(images.shape[1:], dtype=np.int64)) * images.dtype.itemsize
@@ -123,7 +125,7 @@ class TaskStore:
       own = select(tasks)
       samples = np.unique(np.concatenate([*own.train, *own.test]))
       local = Partition(*(tuple(np.searchsorted(samples, part) for part in parts) for parts in (own.train, own.test)))
-      return (make_population(self._read(samples), self.labels[samples], local, self.scale),
+      return (make_population(self._read(samples), self.labels[samples], local, self.scale, classes=int(self.labels.max()) + 1),
               jax.device_put(np.ones(len(tasks), np.float32)))
     each = -(-len(tasks) // mesh.size)
     padded = tasks + tasks[:1] * (each * mesh.size - len(tasks))

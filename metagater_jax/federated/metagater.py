@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax
 import optax
 
-from metagater_jax.core.checks import check_positive
+from metagater_jax.core.checks import check_counts, check_positive
 from metagater_jax.core.trees import Model, Params
-from metagater_jax.data.batching import Loss
+from metagater_jax.data.batching import Loss, is_rowwise
 from metagater_jax.federated.algorithm import ClientUpdate, FederatedAlgorithm
 from metagater_jax.optim.accelerated_proximal import accelerated_proximal, accelerated_proximal_eval_params
 from metagater_jax.optim.local_solver import local_solve
@@ -68,7 +68,8 @@ def metagater(loss: Loss, *, local_lr: float, prox_weight: float = 15.0, local_s
   Raises:
     ValueError: a rate, weight or number of steps that is not positive, or what `accelerated_proximal` refuses.
   """
-  check_positive(local_lr=local_lr, prox_weight=prox_weight, local_steps=local_steps)
+  check_positive(local_lr=local_lr, prox_weight=prox_weight)
+  check_counts(local_steps=local_steps)
   beta = default_beta(prox_weight) if beta is None else beta
   server = accelerated_proximal(penalty or no_penalty(), beta, penalty_weight=penalty_weight, gamma=gamma)
   if before_server is not None:
@@ -94,4 +95,4 @@ def metagater(loss: Loss, *, local_lr: float, prox_weight: float = 15.0, local_s
     return Model(accelerated_proximal_eval_params(state.optimizer))
 
   return FederatedAlgorithm(init=init, broadcast=lambda state: state.md, client_update=client_update, server_update=server_update,
-                            deploy=deploy, draws=local_steps, mergeable=local_steps == 1)
+                            deploy=deploy, draws=local_steps, mergeable=local_steps == 1 and is_rowwise(loss))

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from metagater_jax.core.checks import check_one_of, check_positive
+from metagater_jax.core.checks import check_counts, check_one_of, check_positive
 from metagater_jax.data.batching import Loss
 from metagater_jax.federated.algorithm import ClientUpdate, FederatedAlgorithm
 from metagater_jax.federated.averaging import averaging
@@ -36,7 +36,8 @@ def per_fedavg(loss: Loss, *, local_lr: float, inner_lr: float, derivative: str 
   Raises:
     ValueError: a rate or number of steps that is not positive, or an unknown derivative.
   """
-  check_positive(local_lr=local_lr, local_steps=local_steps, inner_lr=inner_lr, hessian_step=hessian_step)
+  check_positive(local_lr=local_lr, inner_lr=inner_lr, hessian_step=hessian_step)
+  check_counts(local_steps=local_steps)
   check_one_of("derivative", derivative, DERIVATIVES)
 
   def meta_objective(w, inner, outer):

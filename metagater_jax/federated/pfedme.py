@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metagater_jax.core.checks import check_positive
+from metagater_jax.core.checks import check_counts, check_positive
 from metagater_jax.data.batching import Loss
 from metagater_jax.federated.algorithm import ClientUpdate, FederatedAlgorithm
 from metagater_jax.federated.averaging import averaging
@@ -35,8 +35,8 @@ def pfedme(loss: Loss, *, local_lr: float, personal_lr: float, prox_weight: floa
   Raises:
     ValueError: a rate, weight or number of steps that is not positive.
   """
-  check_positive(local_lr=local_lr, local_steps=local_steps, personal_lr=personal_lr, inner_steps=inner_steps,
-                 prox_weight=prox_weight)
+  check_positive(local_lr=local_lr, personal_lr=personal_lr, prox_weight=prox_weight)
+  check_counts(local_steps=local_steps, inner_steps=inner_steps)
   sgd = optax.sgd(personal_lr)
 
   def client_update(w, draw):

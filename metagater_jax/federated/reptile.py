@@ -1,6 +1,6 @@
 """Reptile (Nichol et al. 2018): move a part of the way to where local training leads."""
 
-from metagater_jax.data.batching import Loss
+from metagater_jax.data.batching import Loss, is_rowwise
 from metagater_jax.federated.algorithm import FederatedAlgorithm
 from metagater_jax.federated.averaging import averaging, local_training
 
@@ -25,4 +25,4 @@ def reptile(loss: Loss, *, local_lr: float, server_lr: float = 0.5, local_steps:
     ValueError: a rate or number of steps that is not positive.
   """
   train = local_training(loss, lr=local_lr, steps=local_steps)
-  return averaging(train, draws=local_steps, mergeable=local_steps == 1, server_lr=server_lr)
+  return averaging(train, draws=local_steps, mergeable=local_steps == 1 and is_rowwise(loss), server_lr=server_lr)

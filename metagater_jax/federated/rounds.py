@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from metagater_jax.core.random import row_keys, sample_positions
 from metagater_jax.core.tasks import TASK_AXIS, check_mesh, resolve_task_axis, sum_over_tasks
-from metagater_jax.data.population import Minibatches, Pool, Population
+from metagater_jax.data.population import Minibatches, Pool, Population, own_positions
 from metagater_jax.federated.algorithm import FederatedAlgorithm, FederatedState
 
 __all__ = ["RoundPlan", "federated_round", "follow_plan", "plan_rounds", "run_rounds", "sample_cohort"]
@@ -90,7 +90,7 @@ def plan_rounds(key: jax.Array, start: jax.Array, counts: jax.Array, tasks: jax.
   def one(round_):
     cohort_key, client_key = jax.random.split(jax.random.fold_in(key, round_))
     chosen = sample_cohort(cohort_key, tasks, cohort)
-    share = counts[chosen].astype(jnp.float32) if weighted else jnp.ones(cohort)
+    share = counts[chosen].astype(jnp.float32) if weighted else jnp.ones(cohort, jnp.float32)
     share = jnp.pad(share / share.sum(), (0, padding))
     chosen = jnp.concatenate([chosen, jnp.broadcast_to(chosen[:1], (padding,))])
     client_keys = jax.vmap(jax.random.fold_in, (None, 0))(client_key, chosen)
@@ -98,7 +98,7 @@ def plan_rounds(key: jax.Array, start: jax.Array, counts: jax.Array, tasks: jax.
     positions = jax.vmap(lambda keys, count: jax.vmap(lambda key: sample_positions(key, count, batch_size))(keys))(
         keys[..., 0], counts[chosen])
     return RoundPlan(chosen, share, positions, (positions < counts[chosen][:, None, None]).astype(jnp.float32), keys[..., 1])
-  return jax.vmap(one)(start + jnp.arange(rounds))
+  return jax.vmap(one)(start + jnp.arange(rounds, dtype=jnp.int32))
 
 
 def follow_plan(algorithm: FederatedAlgorithm, server: Any, plan: RoundPlan, minibatches: Minibatches, pool: Pool, *,
@@ -202,7 +202,8 @@ def run_rounds(algorithm: FederatedAlgorithm, state: FederatedState, population:
     plan = plan_rounds(state.key, state.round, population.train_count, tasks, rounds=block, cohort=cohort,
                        batch_size=min(batch_size, population.train_index.shape[1]), draws=algorithm.draws, weighted=weighted,
                        multiple=1 if mesh is None else mesh.size)
-    rows = population.train_index[plan.tasks[..., None, None], plan.positions]
+    tasks_of = plan.tasks[..., None, None]
+    rows = population.train_index[tasks_of, own_positions(plan.positions, population.train_count[tasks_of])]
     server, metrics = follow_plan(algorithm, state.server, plan, Minibatches(rows, None, None, plan.weight),
                                   population.pool, task_axis=task_axis, mesh=mesh)
     return FederatedState(state.round + block, state.key, server), metrics

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metagater_jax.core.checks import check_counts
 from metagater_jax.core.random import sample_positions
-from metagater_jax.data.population import Batch, Episode, to_float
+from metagater_jax.data.population import Batch, Episode, check_finite, check_samples, own_positions, to_float
 
 __all__ = ["ClassPool", "augment_images", "check_episodes", "make_class_pool", "sample_episode", "sample_episodes",
            "with_rotations"]
@@ -48,11 +49,9 @@ def make_class_pool(images: np.ndarray, labels: np.ndarray, classes: Sequence[in
     The pool.
 
   Raises:
-    ValueError: lengths that differ, a class twice, or one without samples.
+    ValueError: arrays that cannot be trained on (`data.check_samples`), a class twice, or one without samples.
   """
-  labels = np.asarray(labels)
-  if len(images) != len(labels):
-    raise ValueError(f"there are {len(images)} images but {len(labels)} labels.")
+  labels = check_samples(images, labels, all_classes=False)
   classes = np.unique(labels) if classes is None else np.asarray(classes)
   if len(np.unique(classes)) != len(classes):
     raise ValueError("the classes of a pool must differ from each other.")
@@ -60,6 +59,7 @@ def make_class_pool(images: np.ndarray, labels: np.ndarray, classes: Sequence[in
   if empty := [int(label) for label, own in zip(classes, rows) if not len(own)]:
     raise ValueError(f"there are no samples of class {', '.join(map(str, empty))}.")
   used = np.sort(np.concatenate(rows))
+  check_finite(np.asarray(images[used]), used)
   count = np.array([len(own) for own in rows], np.int32)
   index = np.zeros((len(rows), count.max()), np.int32)
   for row, own in zip(index, rows):
@@ -99,13 +99,11 @@ def check_episodes(pool: ClassPool, *, ways: int, shots: int, queries: int) -> N
   Raises:
     ValueError: see there.
   """
-  for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
-    if value < 1:
-      raise ValueError(f"an episode needs at least one of {name}, got {value}.")
+  check_counts(ways=ways, shots=shots, queries=queries)
   if ways > pool.count.shape[0]:
     raise ValueError(f"{ways} ways are more than the {pool.count.shape[0]} classes there are.")
   if isinstance(pool.count, jax.core.Tracer):
-    return  # checked outside, or by the indices themselves: padding is never drawn before the last sample
+    return  # checked where the pool is made; of a class that has too few, `sample_episode` gives rows of weight 0
   fewest = int(np.asarray(pool.count).min())  # NumPy's, because under `jit` even a constant's minimum is traced
   if shots + queries > fewest:
     raise ValueError(f"shots={shots} and queries={queries} need {shots + queries} samples of each class, but a class has "
@@ -114,6 +112,9 @@ def check_episodes(pool: ClassPool, *, ways: int, shots: int, queries: int) -> N
 
 def sample_episode(key: jax.Array, pool: ClassPool, *, ways: int, shots: int, queries: int) -> Episode:
   """One episode: `ways` different classes in random order, `shots + queries` different samples of each.
+
+  Under `jit`, where the pool is an argument, the samples there are cannot be checked: a class with too few of them has rows of weight 0 in the
+  place of the others, first among its queries. `check_episodes` says beforehand whether there is one.
 
   Args:
     key: that the episode is a function of.
@@ -129,14 +130,17 @@ def sample_episode(key: jax.Array, pool: ClassPool, *, ways: int, shots: int, qu
   check_episodes(pool, ways=ways, shots=shots, queries=queries)
   class_key, sample_key = jax.random.split(key)
   classes = sample_positions(class_key, jnp.array(pool.count.shape[0]), ways)
-  positions = jax.vmap(lambda key, count: sample_positions(key, count, shots + queries))(
-      jax.random.split(sample_key, ways), pool.count[classes])
-  rows = pool.index[classes[:, None], positions]
+  count = pool.count[classes]
+  positions = jax.vmap(lambda key, count: sample_positions(key, count, shots + queries))(jax.random.split(sample_key, ways), count)
+  # The samples of a class that has too few come first, so that it has a support as long as it has any.
+  positions = jnp.where((count < shots + queries)[:, None], jnp.sort(positions, 1), positions)
+  rows = pool.index[classes[:, None], own_positions(positions, count[:, None])]
+  weight = (positions < count[:, None]).astype(jnp.float32)
 
-  def part(rows):
-    labels = jnp.repeat(jnp.arange(ways), rows.shape[1])
-    return Batch(to_float(pool.images[rows.ravel()], pool.scale), labels, jnp.ones(labels.shape))
-  return Episode(part(rows[:, :shots]), part(rows[:, shots:]))
+  def part(own):
+    labels = jnp.repeat(jnp.arange(ways), rows[:, own].shape[1])
+    return Batch(to_float(pool.images[rows[:, own].ravel()], pool.scale), labels, weight[:, own].ravel())
+  return Episode(part(slice(None, shots)), part(slice(shots, None)))
 
 
 def sample_episodes(key: jax.Array, pool: ClassPool, episodes: int, *, ways: int, shots: int, queries: int) -> Episode:

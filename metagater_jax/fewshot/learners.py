@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metagater_jax.core.checks import check_not_negative, check_one_of, check_positive
-from metagater_jax.core.trees import Model, Params
+from metagater_jax.core.checks import check_counts, check_one_of, check_positive
+from metagater_jax.core.trees import Model, Params, precision_of
 from metagater_jax.data.batching import Loss
 from metagater_jax.optim.inner_loop import DERIVATIVES, descend
 from metagater_jax.optim.local_solver import local_solve
@@ -66,15 +66,15 @@ def maml(loss: Loss, *, inner_lr: float, inner_steps: int = 1, derivative: str =
   Raises:
     ValueError: a rate or number of steps that is not positive, or an unknown derivative.
   """
-  check_not_negative(inner_lr=inner_lr)
-  check_positive(inner_steps=inner_steps)
+  check_positive(inner_lr=inner_lr)
+  check_counts(inner_steps=inner_steps)
   check_one_of("derivative", derivative, DERIVATIVES)
   own_derivative = derivative
 
   def init(params):
     if not learn_rates:
       return params
-    return {"weights": params, "inner_lr": jax.tree.map(lambda _: jnp.float32(inner_lr), params)}
+    return {"weights": params, "inner_lr": jax.tree.map(lambda w: jnp.asarray(inner_lr, precision_of(w)), params)}
 
   def deploy(meta_params, mask=None):
     if not learn_rates:
@@ -131,7 +131,7 @@ def meta_reptile(loss: Loss, *, inner_lr: float, inner_steps: int = 5) -> MetaLe
   Raises:
     ValueError: a rate that is not positive; from `meta_gradient`, fewer samples in an episode than steps.
   """
-  check_positive(inner_lr=inner_lr)
+  check_counts(inner_steps=inner_steps)
   plain = maml(loss, inner_lr=inner_lr, inner_steps=inner_steps, derivative="first_order")
 
   def meta_gradient(params, episode, mask=None):

@@ -45,10 +45,10 @@ def meta_init(learner: MetaLearner, optimizer: optax.GradientTransformation, par
     key: the run's.
 
   Returns:
-    The state.
+    The state. It has arrays of its own, so that it can be donated while the parameters and the key stay the caller's.
   """
-  params = learner.init(params)
-  return MetaState(jnp.zeros((), jnp.int32), key, params, optimizer.init(params))
+  params, key = jax.tree.map(jnp.copy, (learner.init(params), key))
+  return MetaState(jnp.zeros((), jnp.int32), key, params, jax.tree.map(jnp.copy, optimizer.init(params)))
 
 
 def run_meta_steps(learner: MetaLearner, optimizer: optax.GradientTransformation, sample: Callable[..., Episode],
@@ -149,7 +149,8 @@ def evaluate_episodes(personalizer: Personalizer, logits: Callable[[Params, jax.
   def run(keys, model, calibration, data):
     def one(key):
       support, query = sample(key, data)
-      accuracy = lambda params: jnp.mean(jnp.argmax(logits(params, query.images), -1) == query.labels)
+      right = lambda params: jnp.argmax(logits(params, query.images), -1) == query.labels
+      accuracy = lambda params: jnp.sum(right(params) * query.weight) / jnp.maximum(query.weight.sum(), 1)
       return accuracy(model.params), accuracy(personalizer.adapt(model, support, calibration).params)
     return map_tasks(one, keys, task_axis)
 

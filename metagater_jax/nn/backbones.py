@@ -1,7 +1,8 @@
 """Backbone networks of the paper as flax.linen modules: images of shape (batch, …) in, logits (batch, classes) out.
 
 Modules are named, so that a gate can be put on any layer by its name. They know nothing of gates. `head` names the layer that makes the logits;
-`small` says that a task is so little work for a CPU that loops over tasks or samples cost more than they save.
+`rowwise` that an image's logits do not depend on the other images of a batch, so that batches may be cut and joined; `small` that a task is so
+little work for a CPU that loops over tasks or samples cost more than they save.
 """
 
 from typing import ClassVar
@@ -61,6 +62,7 @@ class MLP(nn.Module):
   classes: int
   widths: tuple[int, ...] = (100,)
   head: ClassVar[str] = "output"
+  rowwise: ClassVar[bool] = True
   small: ClassVar[bool] = True
 
   @nn.compact
@@ -84,6 +86,7 @@ class ConvNet4(nn.Module):
   classes: int
   widths: tuple[int, ...] = (32, 64, 128)
   head: ClassVar[str] = "output"
+  rowwise: ClassVar[bool] = True
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -107,6 +110,7 @@ class ConvNet7(nn.Module):
   classes: int
   widths: tuple[int, ...] = (32, 32, 64, 64, 128, 128)
   head: ClassVar[str] = "output"
+  rowwise: ClassVar[bool] = True
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:

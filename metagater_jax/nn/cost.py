@@ -1,6 +1,7 @@
 """What a network consists of and costs, dense, gated and pruned: multiply-accumulates per example and parameters that must be kept."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -10,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
+
+from metagater_jax.nn.dropout import without_dropout
 
 __all__ = ["Layer", "dense_cost", "gate_cost", "gated_macs", "gated_parameters", "head_of", "masked_macs", "network_layers"]
 
@@ -44,7 +47,8 @@ class Layer:
 
 
 def network_layers(backbone: nn.Module, image_shape: Sequence[int]) -> tuple[Layer, ...]:
-  """The convolutions and dense layers of a flax module in the order in which they are called.
+  """The convolutions and dense layers of a flax module in the order in which they are called: what has a `kernel`, the projections of attention
+  (`nn.DenseGeneral`) among them. Products of activations with each other, as of queries with keys, are not layers.
 
   Nothing is computed: the module is traced on shapes. Which layer reads which is followed through the traced program, so that it is true of
   residual connections, too.
@@ -67,17 +71,20 @@ def network_layers(backbone: nn.Module, image_shape: Sequence[int]) -> tuple[Lay
     if context.method_name != "__call__" or not path or not args:
       return next_function(*args, **kwargs)
     number, place = len(layers), len(marks)
-    out = next_function(mark("in", number, args[0]), *args[1:], **kwargs)
+    out = without_dropout(next_function, (mark("in", number, args[0]), *args[1:]), kwargs, context)
     own = module.variables.get("params", {})
     if "kernel" not in own or len(layers) != number:
       marks[place] = ("none", number)  # a module of layers: what it reads is theirs to say
       return mark("module", path, out)
     kernel = own["kernel"]  # nn.Conv, nn.Dense, ConvUnit and other people's
-    per_channel = sum(leaf.size for leaf in own.values() if getattr(leaf, "shape", None) == out.shape[-1:])
-    positions = (module.positions(args[0]) if hasattr(module, "positions") else out.size // out.shape[0] // out.shape[-1])
+    split = _contracted_axes(module, args[0].shape, kernel.shape, out.shape)
+    features = kernel.shape[split:]
+    per_channel = sum(leaf.size for name, leaf in own.items() if name != "kernel" and getattr(leaf, "shape", None) == features)
+    positions = module.positions(args[0]) if hasattr(module, "positions") else out.size // out.shape[0] // math.prod(features)
     again = any(layer.name == path for layer in layers)
     layers.append(Layer(
-        name=path, kind="conv" if kernel.ndim > 2 else "dense", inputs=args[0].shape[-1], outputs=out.shape[-1],
+        name=path, kind="conv" if split == kernel.ndim - 1 > 1 else "dense", outputs=math.prod(features),
+        inputs=args[0].shape[-1] if split == kernel.ndim - 1 else math.prod(kernel.shape[:split]),
         macs=positions * kernel.size, parameters=0 if again else kernel.size + per_channel, per_channel=0 if again else per_channel,
         input_shape=tuple(args[0].shape[1:])))
     return mark("module", path, mark("out", number, out))
@@ -90,6 +97,17 @@ def network_layers(backbone: nn.Module, image_shape: Sequence[int]) -> tuple[Lay
   return tuple(dataclasses.replace(
       layer, sources=() if _IMAGE in reads[i] else tuple(dict.fromkeys(layers[j].name for j in sorted(reads[i]))),
       modules=tuple(path for path, by in made.items() if i in by)) for i, layer in enumerate(layers))
+
+
+def _contracted_axes(module, inputs, kernel, outputs):
+  """How many of a kernel's axes the layer sums over; the others are its outputs. All but one, but for `nn.DenseGeneral`, whose kernel is
+  (inputs …, outputs …) and whose other axes are the same in and out."""
+  if not hasattr(module, "positions") and not isinstance(module, nn.Conv | nn.ConvLocal | nn.ConvTranspose):
+    for split in range(len(kernel) - 1, 0, -1):
+      rest = len(kernel) - split
+      if inputs[-split:] == kernel[:split] and outputs[-rest:] == kernel[split:] and inputs[:-split] == outputs[:-rest]:
+        return split
+  return len(kernel) - 1
 
 
 _IMAGE = -1

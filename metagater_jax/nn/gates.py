@@ -5,24 +5,25 @@ are. Where gates sit in a network, and how masks multiply features, is `metagate
 """
 
 from collections.abc import Mapping
-from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from metagater_jax.core.checks import check_positive
+from metagater_jax.core.trees import precision_of
+
 __all__ = ["ChannelGate", "binarize", "gate_groups", "logistic_noise", "sparsity"]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def binarize(log_odds: jax.Array, temperature: float | None = 1.0) -> jax.Array:
+def binarize(log_odds: jax.Array, temperature: float | jax.Array | None = 1.0) -> jax.Array:
   """Hard threshold forward, smooth backward: m = 1[ℓ > 0].
 
   Args:
     log_odds: ℓ, any shape. Add `logistic_noise` to it for a binary Gumbel-softmax sample (the difference of two Gumbel
       variables is a Logistic one), subtract a threshold from it to keep fewer channels.
-    temperature: τ of the soft gate σ(ℓ/τ) whose derivative σ'(ℓ/τ)/τ the backward pass uses (the paper: 1). `None` is
-      the plain straight-through estimator: the incoming gradient passes unchanged.
+    temperature: τ of the soft gate σ(ℓ/τ) whose derivative σ'(ℓ/τ)/τ the backward pass uses (the paper: 1). It may be traced, to be
+      annealed from step to step or mapped over. `None` is the plain straight-through estimator: the incoming gradient passes unchanged.
 
   Returns:
     Zeros and ones of `log_odds`' shape and dtype. ℓ = 0 gives 0, so that a gate whose parameters vanish is off.
@@ -36,23 +37,33 @@ def binarize(log_odds: jax.Array, temperature: float | None = 1.0) -> jax.Array:
   >>> jax.grad(lambda l: binarize(l).sum())(jnp.array([0.0])).tolist()
   [0.25]
   """
-  if temperature is not None and not temperature > 0:
-    raise ValueError(f"binarize: temperature must be positive or None (plain straight-through), got {temperature}.")
+  if temperature is None:
+    return _straight_through(log_odds)
+  check_positive(**{"binarize: temperature": temperature})
+  return _soft_backward(log_odds, jnp.asarray(temperature, precision_of(log_odds)))
+
+
+@jax.custom_vjp
+def _soft_backward(log_odds, temperature):
+  del temperature  # the threshold does not depend on it, so its own derivative is 0
   return (log_odds > 0).astype(log_odds.dtype)
 
 
-def _binarize_forward(log_odds, temperature):
-  return binarize(log_odds, temperature), log_odds
-
-
-def _binarize_backward(temperature, log_odds, gradient):
-  if temperature is None:
-    return (gradient,)
+def _soft_gradient(saved, gradient):
+  log_odds, temperature = saved
   soft = jax.nn.sigmoid(log_odds / temperature)
-  return (gradient * soft * (1 - soft) / temperature,)
+  return (gradient * soft * (1 - soft) / temperature).astype(log_odds.dtype), jnp.zeros_like(temperature)
 
 
-binarize.defvjp(_binarize_forward, _binarize_backward)
+_soft_backward.defvjp(lambda log_odds, temperature: (_soft_backward(log_odds, temperature), (log_odds, temperature)), _soft_gradient)
+
+
+@jax.custom_vjp
+def _straight_through(log_odds):
+  return (log_odds > 0).astype(log_odds.dtype)
+
+
+_straight_through.defvjp(lambda log_odds: (_straight_through(log_odds), None), lambda _, gradient: (gradient,))
 
 
 def logistic_noise(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metagater_jax.core.checks import check_not_negative, check_positive
+from metagater_jax.core.trees import like, precision_of
 from metagater_jax.optim.penalties import Penalty
 
 __all__ = ["GAMMA_SCHEDULES", "AcceleratedProximalState", "accelerated_proximal",
@@ -65,7 +67,7 @@ def accelerated_proximal(
     A transformation whose `update` needs `params` (the current `md`).
 
   Raises:
-    ValueError: an unknown name of a γ schedule, a number that is not positive, or `update` without `params`.
+    ValueError: an unknown name of a γ schedule, a number that is not positive (penalty_weight: negative), an alpha above 1, or `update` without `params`.
 
   References:
     Ghadimi & Lan, "Accelerated gradient methods for nonconvex nonlinear and stochastic programming", Mathematical
@@ -86,23 +88,23 @@ def accelerated_proximal(
   >>> jnp.nonzero(accelerated_proximal_eval_params(state))[0].tolist()
   [0, 1]
   """
-  for name, rate in (("beta", beta), ("alpha", alpha), ("gamma", gamma)):
-    # Tracers and concrete arrays are left to the mathematics: reading them would break under jit.
-    if isinstance(rate, (int, float)) and not rate > 0:
-      raise ValueError(f"accelerated_proximal: {name} must be positive, got {rate}.")
-  if isinstance(penalty_weight, (int, float)) and penalty_weight < 0:
-    raise ValueError(f"accelerated_proximal: penalty_weight must not be negative, got {penalty_weight}.")
   if isinstance(gamma, str) and gamma not in GAMMA_SCHEDULES:
     raise ValueError(f"accelerated_proximal: gamma is '{gamma}'; known schedules are {sorted(GAMMA_SCHEDULES)}, or give a "
                      "number or an optax schedule.")
+  numbers = {"beta": beta} | ({} if alpha is None else {"alpha": alpha}) | ({} if isinstance(gamma, str) else {"gamma": gamma})
+  check_positive(**{f"accelerated_proximal: {name}": rate for name, rate in numbers.items() if not callable(rate)})
+  if not callable(penalty_weight):
+    check_not_negative(**{"accelerated_proximal: penalty_weight": penalty_weight})
+  if alpha is not None and not callable(alpha) and not isinstance(alpha, jax.core.Tracer) and alpha > 1:
+    raise ValueError(f"accelerated_proximal: alpha must lie in (0, 1], got {alpha}: md is a mean of ag and x.")
 
-  def alpha_at(count):
-    return 2 / (count + 2) if alpha is None else _rate(alpha, count)
-
-  def gamma_at(count, beta_t):
-    if isinstance(gamma, str):
-      return GAMMA_SCHEDULES[gamma](count + 1, beta_t, alpha_at(count))
-    return _rate(gamma, count)
+  def rates_at(count, precision):
+    """α_t, β_t, γ_t and μ_t of t = count + 1, in a precision."""
+    at = lambda rate: jnp.asarray(rate(count) if callable(rate) else rate, precision)
+    t = count.astype(precision) + 1
+    alpha_t, beta_t = 2 / (t + 1) if alpha is None else at(alpha), at(beta)
+    gamma_t = GAMMA_SCHEDULES[gamma](t, beta_t, alpha_t) if isinstance(gamma, str) else at(gamma)
+    return alpha_t, beta_t, gamma_t, at(penalty_weight)
 
   def init(params):
     # Copies, so that a caller may donate parameters and state to a jitted step: no buffer is in both.
@@ -113,15 +115,14 @@ def accelerated_proximal(
     del extra_args
     if params is None:
       raise ValueError("accelerated_proximal: update needs the current parameters: update(gradients, state, params).")
-    beta_t = _rate(beta, state.count)
-    gamma_t = gamma_at(state.count, beta_t)
-    mu = _rate(penalty_weight, state.count)
-    x = penalty.prox(_axpy(-gamma_t, updates, state.x), gamma_t * mu)  # Algorithm 1, line 4
-    ag = penalty.prox(_axpy(-beta_t, updates, params), beta_t * mu)  # line 5
+    precision = precision_of(params)
+    _, beta_t, gamma_t, mu = rates_at(state.count, precision)
+    x = like(penalty.prox(_axpy(-gamma_t, updates, state.x), gamma_t * mu), params)  # Algorithm 1, line 4
+    ag = like(penalty.prox(_axpy(-beta_t, updates, params), beta_t * mu), params)  # line 5
     count = optax.safe_increment(state.count)
-    alpha_next = alpha_at(count)
+    alpha_next, *_ = rates_at(count, precision)
     step = jax.tree.map(lambda ag, x, md: (1 - alpha_next) * ag + alpha_next * x - md, ag, x, params)  # line 1
-    return step, AcceleratedProximalState(count, x, ag)
+    return like(step, params), AcceleratedProximalState(count, x, ag)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -130,23 +131,35 @@ def accelerated_proximal_eval_params(state: Any) -> Any:
   """The model to evaluate and deploy, `ag`, from the state of `accelerated_proximal` or of a chain that holds one.
 
   Args:
-    state: of the optimizer.
+    state: of the optimizer. Where several transformations of it each have a part of the parameters, the parts are put together; what
+      none of them has is `optax.MaskedNode()`.
 
   Returns:
     ag, a pytree like the parameters.
 
   Raises:
-    ValueError: a state without `accelerated_proximal` in it.
+    ValueError: a state without `accelerated_proximal` in it, or with several that have a leaf in common.
   """
-  ag = optax.tree.get(state, "ag")
-  if ag is None:
+  is_own = lambda part: isinstance(part, AcceleratedProximalState)
+  found = [part.ag for part in jax.tree.leaves(state, is_leaf=is_own) if is_own(part)]
+  if not found:
     raise ValueError("accelerated_proximal_eval_params: this optimizer state holds no accelerated_proximal.")
+  ag = found[0]
+  for other in found[1:]:  # of `optax.multi_transform` or `optax.masked`: each has a part of the parameters, and masks the others
+    ag = jax.tree.map(_the_only, ag, other, is_leaf=_is_masked)
   return ag
 
 
-def _rate(value, count):
-  return value(count) if callable(value) else value
+def _is_masked(leaf):
+  return isinstance(leaf, optax.MaskedNode)
+
+
+def _the_only(a, b):
+  if not (_is_masked(a) or _is_masked(b)):
+    raise ValueError("accelerated_proximal_eval_params: this optimizer state holds several accelerated_proximal for the same parameters; give "
+                     "the state of one of them.")
+  return b if _is_masked(a) else a
 
 
 def _axpy(scale, d, w):
-  return jax.tree.map(lambda d, w: w + scale * d, d, w)
+  return jax.tree.map(lambda d, w: (w + scale * d).astype(jnp.result_type(w)), d, w)

@@ -9,16 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metagater_jax.core.checks import check_one_of
-from metagater_jax.core.trees import named_leaves
+from metagater_jax.core.checks import check_counts, check_one_of
+from metagater_jax.core.closures import lift
+from metagater_jax.core.trees import like, named_leaves
 from metagater_jax.optim.hoisting import hoist
 
 __all__ = ["DERIVATIVES", "descend"]
 
 Params = Any
 
-# How what depends on the result is differentiated: through the steps; as if their gradients were constants; or through the steps with
-# differences of gradients in the place of Hessian-vector products.
+# How what depends on the result is differentiated: through the steps; as if their gradients were constants (rates and masks are not); or through
+# the steps with differences of gradients in the place of Hessian-vector products.
 DERIVATIVES = ("exact", "first_order", "hessian_free")
 
 
@@ -46,11 +47,12 @@ def descend(loss: Callable[[Params, Any, jax.Array | None], jax.Array], params: 
     w_K, a pytree like `params`.
 
   Raises:
-    ValueError: an unknown derivative, no leaf that is adapted, or "hessian_free" where some are not.
+    ValueError: an unknown derivative, steps that are not a whole number of at least 1, no leaf that is adapted, or "hessian_free" where some are not.
   """
   check_one_of("derivative", derivative, DERIVATIVES)
+  check_counts(steps=steps)
   if mask is not None:
-    params = jax.tree.map(jnp.multiply, params, mask)
+    params = like(jax.tree.map(jnp.multiply, params, mask), params)
   names, leaves, structure = list(named_leaves(params)), jax.tree.leaves(params), jax.tree.structure(params)
   moving = [i for i, name in enumerate(names) if adapted is None or adapted(name)]
   if not moving:
@@ -60,7 +62,8 @@ def descend(loss: Callable[[Params, Any, jax.Array | None], jax.Array], params: 
   is_number = len(jax.tree.leaves(rates)) == 1 and jax.tree.structure(rates) != structure
   rates = [jnp.asarray(rates, leaf.dtype) for leaf in leaves] if is_number else jax.tree.leaves(rates)
   # What a step multiplies the gradient with: α, or 0 where the mask is.
-  factors = [rates[i] if mask is None else rates[i] * jax.tree.leaves(mask)[i] for i in moving]
+  factors = [jnp.asarray(rates[i] if mask is None else rates[i] * jax.tree.leaves(mask)[i], leaves[i].dtype) for i in moving]
+  numbers = jnp.arange(steps, dtype=jnp.int32)
   part, fixed = ([leaf for i, leaf in enumerate(leaves) if (i in moving) == own] for own in (True, False))
 
   def value(part, fixed, i):
@@ -71,15 +74,35 @@ def descend(loss: Callable[[Params, Any, jax.Array | None], jax.Array], params: 
   if fixed:  # what does not change between steps, as a body's features, is computed once; from here on it is what is fixed
     head, fixed = hoist(lambda moved, fixed: value(moved[0], fixed, moved[1]), (part, jnp.int32(0)), fixed)
     value = lambda part, fixed, i: head((part, i), fixed)
+  # What the loss refers to (a batch, a value that is learned) becomes an argument: to be differentiated where it is of floats.
+  lifted, captured = lift(value, part, fixed, jnp.int32(0))
+  is_float = [jnp.issubdtype(x.dtype, jnp.floating) for x in captured]
+  others, own = [x for x, floats in zip(captured, is_float) if not floats], len(fixed)
+  fixed = [*fixed, *(x for x, floats in zip(captured, is_float) if floats)]
 
-  def run(part, fixed, factors):
+  def merged(others):
+    """The loss of (part, fixed, i), with the values that have no derivative."""
+    def value(part, fixed, i):
+      floats, rest = iter(fixed[own:]), iter(others)
+      return lifted([next(floats if is_own else rest) for is_own in is_float], part, fixed[:own], i)
+    return value
+
+  def run(part, fixed, others, factors):
     """The weights after the last step, and before each."""
     def step(part, i):
-      gradient = jax.grad(value)(part, fixed, i)
+      gradient = jax.grad(merged(others))(part, fixed, i)
       return [w - a * g for w, a, g in zip(part, factors, gradient)], part
-    return jax.lax.scan(step, part, jnp.arange(steps))
+    return jax.lax.scan(step, part, numbers)
 
-  def gradient_and_curvature(part, fixed, i, direction):
+  def run_summing(part, fixed, others, factors):
+    """The weights after the last step, and the sum of all steps' gradients."""
+    def step(carry, i):
+      part, total = carry
+      gradient = jax.grad(merged(others))(part, fixed, i)
+      return ([w - a * g for w, a, g in zip(part, factors, gradient)], [s + g for s, g in zip(total, gradient)]), None
+    return jax.lax.scan(step, (part, jax.tree.map(jnp.zeros_like, part)), numbers)[0]
+
+  def gradient_and_curvature(value, part, fixed, i, direction):
     """∇L with respect to the moving part, and ∇²L there times a direction."""
     if derivative == "hessian_free":
       length = jnp.sqrt(sum(jnp.vdot(v, v) for v in direction))
@@ -94,41 +117,49 @@ def descend(loss: Callable[[Params, Any, jax.Array | None], jax.Array], params: 
     # Forward over reverse, which is faster (benchmarks/NOTES.md).
     return jax.jvp(lambda part: jax.grad(value)(part, fixed, i), (part,), (direction,))
 
+  def of_factors(factors, cotangent, gradient):
+    return [jnp.sum(v * g) if jnp.ndim(a) == 0 else v * g for v, g, a in zip(cotangent, gradient, factors)]
+
   def back(saved, cotangent):
     """λ ← λ − ∇²L(w_t) αλ from the last step to the first. Nothing is saved for it but the weights w_t."""
-    path, fixed, factors = saved
+    path, fixed, others, factors = saved
+    value = merged(others)
 
     def step(carry, t):
       i, part = t
       co_part, co_factors = carry
       direction = [a * v for a, v in zip(factors, co_part)]
-      gradient, curved = gradient_and_curvature(part, fixed, i, direction)
-      of_factors = [jnp.sum(v * g) if jnp.ndim(a) == 0 else v * g for v, g, a in zip(co_part, gradient, factors)]
+      gradient, curved = gradient_and_curvature(value, part, fixed, i, direction)
       minus = lambda tree, other: jax.tree.map(jnp.subtract, tree, other)
-      return (minus(co_part, curved), minus(co_factors, of_factors)), direction
+      return (minus(co_part, curved), minus(co_factors, of_factors(factors, co_part, gradient))), direction
 
     start = cotangent, jax.tree.map(jnp.zeros_like, factors)
-    (co_part, co_factors), directions = jax.lax.scan(step, start, (jnp.arange(steps), path), reverse=True)
+    (co_part, co_factors), directions = jax.lax.scan(step, start, (numbers, path), reverse=True)
 
     def bent(fixed):
       """Σ_t ∇L(w_t)·αλ_t."""
-      gradients = jax.vmap(lambda part, i: jax.grad(value)(part, fixed, i))(path, jnp.arange(steps))
+      gradients = jax.vmap(lambda part, i: jax.grad(value)(part, fixed, i))(path, numbers)
       return sum(jnp.vdot(v, g) for v, g in zip(directions, gradients))
 
     co_fixed = jax.tree.map(jnp.negative, jax.grad(bent)(fixed)) if fixed else fixed
-    return co_part, co_fixed, co_factors
+    return co_part, co_fixed, None, co_factors
 
-  def forward(part, fixed, factors):
-    solution, path = run(part, fixed, factors)
-    return solution, (path, fixed, factors)
+  def forward(part, fixed, others, factors):
+    solution, path = run(part, fixed, others, factors)
+    return solution, (path, fixed, others, factors)
 
-  adapt = jax.custom_vjp(lambda part, fixed, factors: run(part, fixed, factors)[0])
-  adapt.defvjp(forward, back)
-  if derivative == "first_order":  # A(w) = w + a constant
-    constant = jax.lax.stop_gradient
-    solution = [constant(v) + (w - constant(w)) for w, v in zip(part, run(part, fixed, factors)[0])]
-  else:
-    solution = adapt(part, fixed, factors)
+  def first_order_forward(part, fixed, others, factors):
+    solution, total = run_summing(part, fixed, others, factors)
+    return solution, (total, fixed, factors)
+
+  def first_order_back(saved, cotangent):
+    """w_K = w_0 − α Σ_t g_t with constants g_t."""
+    total, fixed, factors = saved
+    return cotangent, jax.tree.map(jnp.zeros_like, fixed), None, jax.tree.map(jnp.negative, of_factors(factors, cotangent, total))
+
+  adapt = jax.custom_vjp(lambda part, fixed, others, factors: run(part, fixed, others, factors)[0])
+  adapt.defvjp(*((first_order_forward, first_order_back) if derivative == "first_order" else (forward, back)))
+  solution = adapt(part, fixed, others, factors)
   for i, leaf in zip(moving, solution):
     leaves[i] = leaf
   return jax.tree.unflatten(structure, leaves)

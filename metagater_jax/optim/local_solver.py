@@ -37,5 +37,5 @@ def local_solve(loss: Callable[[Params, Any, jax.Array | None], jax.Array], cent
     return (optax.apply_updates(v, updates), optimizer_state), value
 
   start = center if start is None else start
-  (solution, _), losses = jax.lax.scan(step, (start, optimizer.init(start)), jnp.arange(steps))
+  (solution, _), losses = jax.lax.scan(step, (start, optimizer.init(start)), jnp.arange(steps, dtype=jnp.int32))
   return solution, losses.mean()

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metagater_jax.core.trees import leaf_name
+from metagater_jax.core.trees import leaf_name, like, precision_of
 
 __all__ = ["Penalty", "block_soft_threshold", "group_lasso", "group_norms", "l1", "no_penalty", "on_part",
            "soft_threshold"]
@@ -42,7 +42,7 @@ def soft_threshold(x: jax.Array, step) -> jax.Array:
   Returns:
     An array like x.
   """
-  return x - jnp.clip(x, -step, step)
+  return (x - jnp.clip(x, -step, step)).astype(jnp.result_type(x))
 
 
 def block_soft_threshold(x: jax.Array, step, axis: int | tuple[int, ...] | None = None) -> jax.Array:
@@ -56,8 +56,8 @@ def block_soft_threshold(x: jax.Array, step, axis: int | tuple[int, ...] | None 
   Returns:
     An array like x.
   """
-  norm = jnp.sqrt(jnp.sum(x * x, axis=axis, keepdims=True))
-  return x * _shrink(norm, step)
+  x = jnp.asarray(x)
+  return (x * _shrink(_root(jnp.sum(_square(x), axis=axis, keepdims=True)), step)).astype(x.dtype)
 
 
 def no_penalty() -> Penalty:
@@ -66,7 +66,7 @@ def no_penalty() -> Penalty:
   Returns:
     The penalty.
   """
-  return Penalty(lambda w: jnp.zeros(()), lambda w, step: w)
+  return Penalty(lambda w: jnp.zeros((), precision_of(w)), lambda w, step: w)
 
 
 def l1() -> Penalty:
@@ -80,7 +80,7 @@ def l1() -> Penalty:
   [2.0, 0.0]
   """
   return Penalty(
-      value=lambda w: sum((jnp.abs(x).sum() for x in jax.tree.leaves(w)), start=jnp.zeros(())),
+      value=lambda w: sum((_wide(jnp.abs(x)).sum() for x in jax.tree.leaves(w)), start=jnp.zeros((), precision_of(w))),
       prox=lambda w, step: jax.tree.map(lambda x: soft_threshold(x, step), w))
 
 
@@ -116,14 +116,14 @@ def group_lasso(groups: Groups | jax.Array | int | None = 0, *, size_weighted: b
 
   def value(w):
     squares, sizes, _ = _group_squares(groups, w)
-    return sum((jnp.sum(weights(sizes[name]) * jnp.sqrt(s)) for name, s in squares.items()), start=jnp.zeros(()))
+    return sum((jnp.sum(weights(sizes[name]) * _root(s)) for name, s in squares.items()), start=jnp.zeros((), precision_of(w)))
 
   def prox(w, step):
     squares, sizes, members = _group_squares(groups, w)
-    scale = {name: _shrink(jnp.sqrt(s), step * weights(sizes[name])) for name, s in squares.items()}
+    scale = {name: _shrink(_root(s), step * weights(sizes[name])) for name, s in squares.items()}
     leaves, tree = jax.tree.flatten(w)
-    return jax.tree.unflatten(tree, [
-        x if member is None else x * member.spread(scale[member.name]) for x, member in zip(leaves, members)])
+    return like(jax.tree.unflatten(tree, [
+        x if member is None else x * member.spread(scale[member.name]) for x, member in zip(leaves, members)]), w)
 
   return Penalty(value, prox)
 
@@ -141,7 +141,7 @@ def group_norms(groups: Groups | jax.Array | int | None, w: Tree) -> dict[str, j
   Raises:
     ValueError: as in `group_lasso`.
   """
-  return {name: jnp.sqrt(s) for name, s in _group_squares(groups, w)[0].items()}
+  return {name: _root(s) for name, s in _group_squares(groups, w)[0].items()}
 
 
 def on_part(penalty: Penalty, part: str | Callable[[str, jax.Array], bool]) -> Penalty:
@@ -212,11 +212,11 @@ def _group_squares(groups, w):
 
 def _along_axis(leaf, axis):
   if axis is None:
-    return jnp.sum(leaf * leaf)[None], jnp.full((1,), leaf.size), lambda scale: scale[0]
+    return jnp.sum(_square(leaf))[None], jnp.full((1,), leaf.size, precision_of(leaf)), lambda scale: scale[0]
   others = tuple(d for d in range(leaf.ndim) if d != axis % leaf.ndim)
   count = leaf.shape[axis]
-  square = jnp.sum(leaf * leaf, axis=others)
-  return square, jnp.full((count,), leaf.size // max(count, 1)), lambda scale: jnp.expand_dims(scale, others)
+  square = jnp.sum(_square(leaf), axis=others)
+  return square, jnp.full((count,), leaf.size // max(count, 1), precision_of(leaf)), lambda scale: jnp.expand_dims(scale, others)
 
 
 def _by_number(leaf, numbers):
@@ -224,14 +224,28 @@ def _by_number(leaf, numbers):
     raise ValueError(f"group_lasso: the group numbers have shape {numbers.shape}, the parameters {leaf.shape}; "
                      "give one number per parameter, or a function or an axis for a pytree.")
   count = int(numbers.max()) + 1
-  square = jax.ops.segment_sum((leaf * leaf).ravel(), numbers.ravel(), count)
-  size = jnp.bincount(numbers.ravel(), length=count)
+  square = jax.ops.segment_sum(_square(leaf).ravel(), numbers.ravel(), count)
+  size = jnp.bincount(numbers.ravel(), length=count).astype(square.dtype)
   return square, size, lambda scale: scale[numbers]
 
 
+def _wide(x):
+  """In float32 at least: squares of float16 are soon too large for it, and sums of bfloat16 have two digits."""
+  return x.astype(precision_of(x))
+
+
+def _square(x):
+  return jnp.square(_wide(x))
+
+
+def _root(square):
+  """√, with derivative 0 at 0: a subgradient of the norm there, where √'s own is infinite and 0·∞ no number."""
+  return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
 def _shrink(norm, step):
-  # At norm 0 the factor is irrelevant (0·anything = 0) but must not be 0/0.
-  return jnp.maximum(1 - step / jnp.where(norm > 0, norm, 1), 0)
+  # At norm 0 the group is inside the ball, where the prox and its derivative are 0; without a ball (step 0) the prox is the identity.
+  return jnp.where(norm > 0, jnp.maximum(1 - step / jnp.where(norm > 0, norm, 1), 0), jnp.where(jnp.asarray(step) > 0, 0.0, 1.0))
 
 
 def _sub_tree(w, part):

@@ -2,7 +2,7 @@
 
 import jax
 
-from metagater_jax.core.checks import check_positive
+from metagater_jax.core.checks import check_counts, check_positive
 from metagater_jax.core.trees import Params
 from metagater_jax.data.batching import Loss, full_batch_gradient
 from metagater_jax.data.population import Batch, TaskData
@@ -26,7 +26,8 @@ def fine_tune(loss: Loss, *, lr: float = 0.1, steps: int = 1, chunk: int = 64) -
   Raises:
     ValueError: a rate or number of steps that is not positive.
   """
-  check_positive(lr=lr, steps=steps)
+  check_positive(lr=lr)
+  check_counts(steps=steps, chunk=chunk)
 
   def adapt(model, data, calibration=None):
     del calibration

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from metagater_jax.core.checks import check_positive
+from metagater_jax.core.checks import check_counts, check_positive, check_sparsity
 from metagater_jax.core.trees import Model
 from metagater_jax.data.batching import Loss
 from metagater_jax.personalize.fine_tune import gradient_steps
@@ -39,7 +39,9 @@ def metasnip(loss: Loss, *, sparsity: float | jax.Array, lr: float = 0.05, steps
   Raises:
     ValueError: a rate or number of steps that is not positive; from `adapt`, what `make_mask` refuses.
   """
-  check_positive(lr=lr, steps=steps)
+  check_positive(lr=lr)
+  check_counts(steps=steps, chunk=chunk)
+  check_sparsity(sparsity=sparsity)
   score = snip(loss, chunk=chunk) if score is None else score
   options = {"granularity": granularity, "scope": scope, "prunable": prunable}
 

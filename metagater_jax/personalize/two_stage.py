@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from metagater_jax.core.checks import check_positive
+from metagater_jax.core.checks import check_counts, check_positive
 from metagater_jax.core.tasks import map_tasks
 from metagater_jax.core.trees import Params
 from metagater_jax.data.batching import Loss, mean_over_task
@@ -43,7 +43,8 @@ def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int
     ValueError: a rate or number of steps that is not positive, or a target sparsity outside [0, 1) or without a network; from `adapt` and
       `calibrate`, a model without gates.
   """
-  check_positive(gate_lr=gate_lr, lr=lr, steps=steps)
+  check_positive(gate_lr=gate_lr, lr=lr)
+  check_counts(steps=steps, chunk=chunk)
   if target_sparsity is not None and (network is None or not (isinstance(target_sparsity, jax.core.Tracer) or 0 <= target_sparsity < 1)):
     raise ValueError("two_stage: target_sparsity must lie in [0, 1) and needs the network, got "
                      f"target_sparsity={target_sparsity}, network={network}.")

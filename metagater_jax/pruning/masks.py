@@ -3,15 +3,17 @@
 Parameters are any pytree, and a leaf's output channels are its last axis, as in flax.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from metagater_jax.core.checks import check_one_of
-from metagater_jax.core.trees import Params, named_leaves
+from metagater_jax.core.checks import check_one_of, check_sparsity
+from metagater_jax.core.trees import Params, like, named_leaves, precision_of
 from metagater_jax.data.batching import Loss
 
 __all__ = ["GRANULARITIES", "SCOPES", "apply_mask", "effective_mask", "is_kernel", "make_mask", "mask_sparsity", "masked_loss", "nonzero_mask",
@@ -40,17 +42,18 @@ def make_mask(score: Params, sparsity: float | jax.Array, *, scope: str = "globa
   """A mask (0 or 1, in each leaf's shape) that keeps the weights of the highest score.
 
   Of n candidates it removes round(sparsity · n), exactly; among equal scores those that come later in the tree go. The best of
-  each leaf is kept before anything else, so that no layer goes as a whole. Works under `jit` and `vmap`, also with a traced
-  sparsity.
+  each leaf is kept before anything else, so that no layer goes as a whole: where the sparsity leaves less than one for each leaf, fewer are
+  removed. Works under `jit` and `vmap`, also with a traced sparsity.
 
   Args:
-    score: non-negative numbers, a pytree like the parameters.
+    score: non-negative numbers, a pytree like the parameters. What is no number (NaN) ranks nothing: it is refused or, where values are not
+      known yet (under `jit`), makes all of the mask NaN, so that a training that goes on with it is seen to fail.
     sparsity: fraction of the candidates to remove, in [0, 1).
     scope: "global": the candidates are ranked together; "layer": each leaf by itself.
     granularity: "weight": single weights; "channel": output channels (the last axis) of a leaf by the sum of their
       weights' scores. A channel that goes takes with it its entry in the other leaves of the same module (its bias), so
-      after a relu it is exactly 0 and can be cut out. A sum grows with how many weights
-      a channel has, so "global" may leave a layer with few of them, or of little sensitivity, a single channel.
+      after a relu it is exactly 0 and can be cut out; where a module has several kernels of as many channels, an entry goes that all of
+      them have removed. A sum grows with how many weights a channel has, so "global" may leave a layer with few of them, or of little sensitivity, a single channel.
     prunable: `(name, leaf) -> bool`, which leaves are candidates; the name is like "backbone/conv3/kernel". The mask is 1
       elsewhere.
 
@@ -58,7 +61,7 @@ def make_mask(score: Params, sparsity: float | jax.Array, *, scope: str = "globa
     A pytree like `score`.
 
   Raises:
-    ValueError: a sparsity outside [0, 1), an unknown scope or granularity, or nothing to prune.
+    ValueError: a sparsity outside [0, 1), an unknown scope or granularity, nothing to prune, or a score that is not a number.
 
   >>> import jax.numpy as jnp
   >>> score = {"kernel": jnp.array([[0.1, 3.0], [0.2, 1.0]]), "bias": jnp.array([9.0, 9.0])}
@@ -67,26 +70,28 @@ def make_mask(score: Params, sparsity: float | jax.Array, *, scope: str = "globa
   >>> make_mask(score, 0.5, granularity="channel")["bias"].tolist()
   [0.0, 1.0]
   """
-  if not isinstance(sparsity, jax.core.Tracer) and not 0 <= sparsity < 1:
-    raise ValueError(f"make_mask: sparsity must lie in [0, 1), got {sparsity}.")
+  check_sparsity(**{"make_mask: sparsity": sparsity})
   check_one_of("scope", scope, SCOPES)
   check_one_of("granularity", granularity, GRANULARITIES)
   leaves, structure = named_leaves(score), jax.tree.structure(score)
-  candidates = {name: leaf for name, leaf in leaves.items() if prunable(name, leaf)}
+  candidates = {name: leaf.astype(precision_of(leaf)) for name, leaf in leaves.items() if prunable(name, leaf)}
   if not candidates:
     raise ValueError(f"make_mask: none of the leaves is prunable; there are {', '.join(leaves)}.")
   if granularity == "channel":
     candidates = {path: leaf.reshape(-1, leaf.shape[-1]).sum(0) for path, leaf in candidates.items()}
+  unknown = {path: jnp.isnan(leaf).any() for path, leaf in candidates.items()}
+  for path, found in unknown.items():
+    if not isinstance(found, jax.core.Tracer) and found:
+      raise ValueError(f"make_mask: the score of '{path}' is not a number everywhere (NaN), so it ranks nothing; see whether the loss that it is "
+                       "a derivative of is finite.")
   groups = [list(candidates)] if scope == "global" else [[path] for path in candidates]
-  if scope == "global":  # no layer goes as a whole: nothing would pass it
-    candidates = {path: _spare_best(leaf) for path, leaf in candidates.items()}
+  candidates = {path: _spare_best(leaf) for path, leaf in candidates.items()}  # no layer goes as a whole: nothing would pass it
   kept = {}
   for group in groups:
     kept |= _keep_highest({path: candidates[path] for path in group}, sparsity)
-  if granularity == "weight":
-    masks = [kept.get(name, jnp.ones_like(leaf)) for name, leaf in leaves.items()]
-  else:
-    masks = _by_channel(kept, leaves)
+  spoilt = jnp.where(jnp.stack(list(unknown.values())).any(), jnp.nan, 1.0)
+  kept = {path: (mask * spoilt).astype(leaves[path].dtype) for path, mask in kept.items()}
+  masks = _of_weights(kept, leaves) if granularity == "weight" else _of_channels(kept, leaves)
   return jax.tree.unflatten(structure, masks)
 
 
@@ -105,7 +110,8 @@ def prune_further(score: Params, mask: Params, sparsity: float | jax.Array, **op
   Raises:
     ValueError: as in `make_mask`.
   """
-  ranked = jax.tree.map(lambda s, c: jnp.where(c > 0, s, -1.0), score, mask)  # scores are not negative: these go first
+  # Scores are not negative, so what is removed already goes first. What is not 0 is kept: a mask of NaN stays one.
+  ranked = jax.tree.map(lambda s, c: jnp.where(c == 0, jnp.asarray(-1, s.dtype), s), score, mask)
   return jax.tree.map(lambda new, old: (new * old).astype(old.dtype), make_mask(ranked, sparsity, **options), mask)
 
 
@@ -119,7 +125,7 @@ def apply_mask(params: Params, mask: Params) -> Params:
   Returns:
     A pytree like `params`.
   """
-  return jax.tree.map(lambda w, c: w * c, params, mask)
+  return like(jax.tree.map(jnp.multiply, params, mask), params)
 
 
 def masked_loss(loss: Loss, mask: Params | None) -> Loss:
@@ -132,7 +138,13 @@ def masked_loss(loss: Loss, mask: Params | None) -> Loss:
   Returns:
     A loss.
   """
-  return loss if mask is None else lambda params, batch, key=None: loss(apply_mask(params, mask), batch, key)
+  if mask is None:
+    return loss
+
+  @functools.wraps(loss)
+  def masked(params, batch, key=None):
+    return loss(apply_mask(params, mask), batch, key)
+  return masked
 
 
 def nonzero_mask(params: Params, *, granularity: str = "weight", prunable: Callable[[str, jax.Array], bool] = is_kernel
@@ -149,9 +161,9 @@ def nonzero_mask(params: Params, *, granularity: str = "weight", prunable: Calla
   leaves, structure = named_leaves(params), jax.tree.structure(params)
   kept = {name: (leaf != 0).astype(leaf.dtype) for name, leaf in leaves.items() if prunable(name, leaf)}
   if granularity == "weight":
-    return jax.tree.unflatten(structure, [kept.get(name, jnp.ones_like(leaf)) for name, leaf in leaves.items()])
+    return jax.tree.unflatten(structure, _of_weights(kept, leaves))
   channels = {name: mask.reshape(-1, mask.shape[-1]).max(0) for name, mask in kept.items()}
-  return jax.tree.unflatten(structure, _by_channel(channels, leaves))
+  return jax.tree.unflatten(structure, _of_channels(channels, leaves))
 
 
 def mask_sparsity(mask: Params, prunable: Callable[[str, jax.Array], bool] = is_kernel, *, granularity: str = "weight") -> jax.Array:
@@ -211,15 +223,25 @@ def _spare_best(scores):
   return flat.at[jnp.argmax(flat)].set(jnp.inf).reshape(scores.shape)
 
 
-def _by_channel(kept: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> list[jax.Array]:
-  """Masks of all leaves from those of the pruned leaves' channels."""
-  by_module = {name.rpartition("/")[0]: mask for name, mask in kept.items()}
-  return [jnp.ones_like(leaf) * _channels_of(by_module.get(name.rpartition("/")[0]), leaf) for name, leaf in leaves.items()]
+def _of_weights(kept: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> list[jax.Array]:
+  """Masks of all leaves from those of the pruned ones."""
+  return [kept.get(name, jnp.ones_like(leaf)) for name, leaf in leaves.items()]
+
+
+def _of_channels(kept: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> list[jax.Array]:
+  """Masks of all leaves from those of the pruned leaves' channels: a pruned leaf's from its own, another's from those of its module."""
+  def channels(name, leaf):
+    if name in kept:
+      return kept[name]
+    width = jnp.shape(leaf)[-1:]
+    beside = [mask for other, mask in kept.items() if other.rpartition("/")[0] == name.rpartition("/")[0] and mask.shape == width]
+    return reduce(jnp.maximum, beside) if beside else 1
+  return [(jnp.ones_like(leaf) * channels(name, leaf)).astype(leaf.dtype) for name, leaf in leaves.items()]
 
 
 def _keep_highest(scores: dict[str, jax.Array], sparsity) -> dict[str, jax.Array]:
   flat = jnp.concatenate([score.ravel() for score in scores.values()])
-  remove = jnp.round(sparsity * flat.size).astype(int)
+  remove = jnp.minimum(jnp.round(sparsity * flat.size).astype(jnp.int32), flat.size - len(scores))
   # By rank, not by a threshold, so that ties do not change the number.
   order = jnp.argsort(-flat, stable=True)
   kept = jnp.zeros_like(flat).at[order].set((jnp.arange(flat.size) < flat.size - remove).astype(flat.dtype))
@@ -233,7 +255,3 @@ def _running(sizes):
   for size in sizes:
     total += size
     yield total
-
-
-def _channels_of(mask, leaf):
-  return mask if mask is not None and jnp.ndim(leaf) and leaf.shape[-1] == mask.shape[0] else 1.0

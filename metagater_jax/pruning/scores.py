@@ -11,16 +11,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metagater_jax.core.checks import check_one_of
+from metagater_jax.core.checks import check_counts, check_one_of
 from metagater_jax.core.tasks import sum_over_tasks
-from metagater_jax.core.trees import Params
+from metagater_jax.core.trees import Params, like, precision_of
 from metagater_jax.data.batching import Loss, full_batch_gradient
 from metagater_jax.data.population import Batch, TaskData
 
-__all__ = ["AVERAGES", "Score", "anp", "magnitude", "random", "snip"]
+__all__ = ["AVERAGES", "PLACES", "Score", "anp", "magnitude", "random", "snip"]
 
 # How a score on several tasks is averaged: before or after its magnitude is taken.
 AVERAGES = ("signed", "absolute")
+# Where the mask acts of which ANP's score is the derivative: in the inner loop too, as it does when weights are pruned, or at its start only.
+PLACES = ("inner_loop", "start")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # not a tuple, which `jax.jit(score)` could not take
@@ -91,7 +93,7 @@ def random() -> Score:
     if key is None:
       raise ValueError("the random score needs a key: score(params, key=jax.random.key(0)).")
     leaves, structure = jax.tree.flatten(params)
-    return jax.tree.unflatten(structure, [jax.random.uniform(k, jnp.shape(w)) for k, w in zip(jax.random.split(key, len(leaves)), leaves)])
+    return jax.tree.unflatten(structure, [jax.random.uniform(k, jnp.shape(w), precision_of(w)).astype(jnp.result_type(w)) for k, w in zip(jax.random.split(key, len(leaves)), leaves)])
   return Score(finish)
 
 
@@ -116,6 +118,8 @@ def snip(loss: Loss, *, average: str = "absolute", samples: Callable[[Any], Batc
   """
   samples = _all_samples if samples is None else samples
 
+  check_counts(chunk=chunk)
+
   def contribution(params, task, key, mask):
     del mask  # what is pruned is 0 in the parameters, and so is its sensitivity
     _, gradient = full_batch_gradient(loss, params, samples(task), chunk, key)
@@ -123,18 +127,22 @@ def snip(loss: Loss, *, average: str = "absolute", samples: Callable[[Any], Batc
   return _sensitivity_score(contribution, average)
 
 
-def anp(meta_loss: Callable[..., jax.Array], *, derivative: str = "exact", average: str = "absolute", by_layer: bool = False) -> Score:
-  """Adaptation-aware importance (ANP, Gao et al. 2021): how sensitive the meta-objective is to a weight.
+def anp(meta_loss: Callable[..., jax.Array], *, derivative: str = "exact", average: str = "absolute", mask_in: str = "inner_loop",
+        by_layer: bool = False) -> Score:
+  """Adaptation-aware importance (ANP, Gao et al. 2021): how sensitive the meta-objective is to removing a weight.
 
-  |∂M(w ⊙ c)/∂c| at c = 1, which is |w ⊙ ∇M(w)|, of M(w) = mean over tasks of L_query(A_T(w)): a weight is important if the network
-  adapts worse without it, whatever its own loss on anything is.
+  |∂M(w; c)/∂c| at c = 1 of M(w; c) = mean over tasks of L_query(A_T(w; c)): a weight is important if the network adapts worse without it,
+  whatever its own loss on anything is. c multiplies w and every step of the inner loop A_T, as the mask does that pruning makes: what is
+  removed does not come back by adapting.
 
   Args:
-    meta_loss: `(params, task, mask=…, derivative=…) -> scalar`, as the `meta_loss` of a `fewshot.MetaLearner`.
-    derivative: see `optim.descend`; "exact" differentiates through the inner loop; "first_order" takes the gradient at the adapted
-      weights, which needs no second derivatives.
+    meta_loss: `(params, task, mask=…, derivative=…) -> scalar`, as the `meta_loss` of a `fewshot.MetaLearner`; it must heed the mask.
+    derivative: see `optim.descend`; "exact" differentiates through the inner loop; "first_order" takes the inner loop's gradients as
+      constants, |w_T ⊙ ∇L_query(w_T)| at the adapted weights w_T, which needs no second derivatives.
     average: over the tasks: "absolute", the mean of the tasks' own scores |w ⊙ ∇L_query(A_T(w))|; "signed", the score of the mean
       objective M as above: near a minimum of M the tasks' gradients cancel, and what is left is ranked by chance.
+    mask_in: "inner_loop", c as above; or "start", c on w alone, which is |w ⊙ ∇M(w)|: a weight may come back by adapting. Where the inner loop
+      does not change what is pruned (ANIL's head alone adapts) both are the same.
     by_layer: one gradient after the other, each of one layer only: the same score for more time, and less memory where gradients
       are what fills it (of our networks on a CPU they are not: `python -m benchmarks --only=anp`). A layer is the leaves with one
       parent in the tree; a leaf at its top is a layer of its own.
@@ -145,13 +153,17 @@ def anp(meta_loss: Callable[..., jax.Array], *, derivative: str = "exact", avera
     The score.
 
   Raises:
-    ValueError: an unknown `average`.
+    ValueError: an unknown `average` or place of the mask.
   """
+  check_one_of("mask_in", mask_in, PLACES)
+  gradient_of = _gradient_by_layer if by_layer else lambda objective, at: jax.grad(objective)(at)
+
   def contribution(params, task, key, mask):
     del key
-    objective = lambda w: meta_loss(w, task, mask=mask, derivative=derivative)
-    gradient = _gradient_by_layer(objective, params) if by_layer else jax.grad(objective)(params)
-    return _sensitivity(params, gradient, average)
+    if mask_in == "start":
+      return _sensitivity(params, gradient_of(lambda w: meta_loss(w, task, mask=mask, derivative=derivative), params), average)
+    kept = jax.tree.map(jnp.ones_like, params) if mask is None else like(mask, params)
+    return _sensitivity(kept, gradient_of(lambda c: meta_loss(params, task, mask=c, derivative=derivative), kept), average)
   return _sensitivity_score(contribution, average)
 
 
@@ -160,9 +172,9 @@ def _sensitivity_score(contribution, average):
   return Score(lambda params, mean, key: jax.tree.map(jnp.abs, mean), contribution)
 
 
-def _sensitivity(params, gradient, average):
+def _sensitivity(weights, gradient, average):
   """What a task adds to a mean of scores: w ⊙ ∇L, or its magnitude."""
-  sensitivity = jax.tree.map(jnp.multiply, params, gradient)
+  sensitivity = jax.tree.map(jnp.multiply, weights, gradient)
   return sensitivity if average == "signed" else jax.tree.map(jnp.abs, sensitivity)
 
 

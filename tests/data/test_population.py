@@ -50,7 +50,7 @@ def test_errors(own_data):
   images, labels, partition = own_data
   with pytest.raises(ValueError, match="49 images but 50 labels"):
     mg.make_population(images[:-1], labels, partition)
-  with pytest.raises(ValueError, match="names sample 49, but the data set has 40"):
+  with pytest.raises(ValueError, match="train part of task 0 names sample 40, but the data set has 40"):
     mg.make_population(images[:40], labels[:40], partition)
   with pytest.raises(ValueError, match="standard deviation of pixels must be positive, got 0"):
     mg.make_population(images, labels, partition, scale=(0.0, 0.0))

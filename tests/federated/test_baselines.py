@@ -155,7 +155,7 @@ def test_first_order_per_fedavg_uses_two_different_batches(small_network, small_
     (lambda: mg.fedavg(linear_loss, local_lr=0.0), "local_lr must be positive, got 0.0"),
     (lambda: mg.federated.fedprox(linear_loss, local_lr=0.1, prox_weight=-1.0), "prox_weight must be positive, got -1"),
     (lambda: mg.federated.reptile(linear_loss, local_lr=0.1, server_lr=0.0), "server_lr must be positive"),
-    (lambda: mg.federated.pfedme(linear_loss, local_lr=0.1, personal_lr=0.1, inner_steps=0), "inner_steps must be positive, got 0"),
+    (lambda: mg.federated.pfedme(linear_loss, local_lr=0.1, personal_lr=0.1, inner_steps=0), "inner_steps must be a whole number of at least 1, got 0"),
     (lambda: mg.per_fedavg(linear_loss, local_lr=0.1, inner_lr=-0.1), "inner_lr must be positive"),
     (lambda: mg.per_fedavg(linear_loss, local_lr=0.1, inner_lr=0.1, derivative="hesian_free"),
      "unknown derivative 'hesian_free'. Did you mean 'hessian_free'"),

@@ -160,9 +160,9 @@ def test_a_mask_holds_through_the_inner_loop(quadratic):
 
 
 def test_bad_settings(quadratic):
-  with pytest.raises(ValueError, match="inner_lr must not be negative, got -1"):
+  with pytest.raises(ValueError, match="inner_lr must be positive, got -1"):
     mg.maml(squared_loss, inner_lr=-1.0)
-  with pytest.raises(ValueError, match="inner_steps must be positive, got 0"):
+  with pytest.raises(ValueError, match="inner_steps must be a whole number of at least 1, got 0"):
     mg.maml(squared_loss, inner_lr=0.1, inner_steps=0)
   with pytest.raises(ValueError, match="unknown derivative 'second'. .*Known: exact, first_order, hessian_free"):
     mg.maml(squared_loss, inner_lr=0.1, derivative="second")

@@ -41,5 +41,5 @@ def test_a_masked_model_moves_only_where_it_is_kept(linear_problem):
 def test_bad_options_are_named():
   with pytest.raises(ValueError, match="lr must be positive, got -1"):
     mg.fine_tune(linear_loss, lr=-1)
-  with pytest.raises(ValueError, match="steps must be positive, got 0"):
+  with pytest.raises(ValueError, match="steps must be a whole number of at least 1, got 0"):
     mg.fine_tune(linear_loss, steps=0)
