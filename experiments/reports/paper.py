@@ -19,7 +19,7 @@ from experiments.config import registry
 from experiments.config.fields import TUNED
 from experiments.reports import figures
 from experiments.reports.markdown import table
-from experiments.reports.statistics import paired_difference
+from experiments.reports.statistics import holm, paired_difference
 from experiments.runs.records import read_metrics, read_result, write_json
 from experiments.studies.protocols import CLASSES, CURVES, EXTRA, PROTOCOL_LABELS, TABLES, Row, is_pruning, label_of, rows_of
 
@@ -222,6 +222,10 @@ def _claims(runs) -> list[dict[str, Any]]:
   result = []
   for number, statement, comparisons, margin in claims:
     comparisons = [c for c in comparisons if c]
+    for comparison, p in zip(comparisons, holm([c["p"] for c in comparisons])):
+      comparison["p_holm"] = p
+      # Where all differences are the same there is no test, and the single verdict stands.
+      comparison["verdict_holm"] = comparison["verdict"] if p is None or p < 0.05 else "not confirmed"
     if comparisons:
       result.append({"claim": number, "statement": statement, "margin": margin, "comparisons": comparisons,
                      "verdict": _verdict(comparisons)})
@@ -236,14 +240,15 @@ def _curve_means(curves):
 
 
 def _comparison(what, a, b, margin=0.0):
-  difference = paired_difference(a, b)
+  difference = paired_difference(a, b, margin)
   if difference is None:
     return None
   return {"what": what, **difference._asdict(), "verdict": difference.verdict(margin)}
 
 
 def _verdict(comparisons):
-  verdicts = [c["verdict"] for c in comparisons]
+  """Of a claim, from its comparisons after Holm's correction."""
+  verdicts = [c["verdict_holm"] for c in comparisons]
   for verdict in ("confirmed", "refuted", "untested"):
     if all(v == verdict for v in verdicts):
       return verdict
@@ -377,7 +382,7 @@ def text(content: Mapping[str, Any], drawn: Sequence[str]) -> str:
       "# MetaGater: the paper's tables on real data",
       f"Accuracy is of the target tasks' test data after one gradient step per stage, mean ± standard deviation over "
       f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}; sparsity is ± its standard deviation over target tasks, the paper's "
-      "\"diversity\". Training time is the rounds alone (their median times their number), without compilation and evaluation, "
+      "\"diversity\" (every standard deviation is the sample's, with n − 1). Training time is the rounds alone (their median times their number), without compilation and evaluation, "
       "and learning time both stages for one target task (median), each of the seed that was disturbed least on a shared "
       "machine; the paper's times are of its own GPU. The paper's accuracies and sparsities are lost in the text that we have.",
       protocol_table(content)]
@@ -422,9 +427,10 @@ def _claims_text(claims):
       for c in claim["comparisons"]:
         interval = "" if c["low"] is None else f"{100 * c['low']:+.1f} … {100 * c['high']:+.1f}"
         optional = lambda value, form: "" if value is None else format(value, form)
-        rows.append([c["what"], f"{100 * c['mean']:+.1f}", interval, optional(c["effect"], ".1f"), optional(c["p"], ".3f"), c["seeds"],
-                     c["verdict"]])
-      yield table(["Comparison", "difference (points)", "95 % interval", "effect size d", "p", "seeds", "verdict"], rows)
+        rows.append([c["what"], f"{100 * c['mean']:+.1f}", interval, optional(c["effect"], ".1f"),
+                     optional(c["p"], ".3f"), optional(c["p_holm"], ".3f"), c["seeds"],
+                     c["verdict"] + ("" if c["verdict"] == c["verdict_holm"] else f" (corrected: {c['verdict_holm']})")])
+      yield table(["Comparison", "difference (points)", "95 % interval", "effect size d", "p", "p, corrected", "seeds", "verdict"], rows)
     for t in claim.get("times", ()):
       yield f"* {t['what']}: {t['ratio']:.2f}"
 
@@ -434,12 +440,13 @@ def claim_summary(claim: Mapping[str, Any]) -> str:
   comparisons = claim["comparisons"]
   if not comparisons:
     return "Similar means at most 1.5 times as long."
-  count = lambda verdict: sum(c["verdict"] == verdict for c in comparisons)
+  count = lambda verdict, of="verdict": sum(c[of] == verdict for c in comparisons)
   verb = lambda number, stem: f"{number} {stem}{'s' if number == 1 else ''}"
-  parts = [f"{count('confirmed')} of {len(comparisons)} comparisons confirm it with a paired 95 % interval"]
+  corrected = lambda verdict: f" ({count(verdict, 'verdict_holm')} after Holm's correction)" if len(comparisons) > 1 and count(verdict) else ""
+  parts = [f"{count('confirmed')} of {len(comparisons)} comparisons confirm it with a paired 95 % interval{corrected('confirmed')}"]
   if count("refuted"):
     worst = min((c for c in comparisons if c["verdict"] == "refuted"), key=lambda c: c["mean"])
-    parts.append(f"{verb(count('refuted'), 'say')} the opposite, most of all {worst['what']} ({100 * worst['mean']:+.1f} points)")
+    parts.append(f"{verb(count('refuted'), 'say')} the opposite{corrected('refuted')}, most of all {worst['what']} ({100 * worst['mean']:+.1f} points)")
   if count("not confirmed"):
     parts.append(f"{count('not confirmed')} cannot tell at this number of seeds")
   if count("untested"):
@@ -465,8 +472,8 @@ def _budget_text(content):
                  "" if entry is None else format(100 * entry["validation_accuracy"], ".1f")])
   header = ["Protocol", "Method", "K", "settings", "meta-trainings", "adaptation rates", "validation accuracy (%)"]
   return ("Every method was meta-trained at the same number of points of its own search space, and every meta-model was measured "
-          "with the same adaptation rates, on validation tasks that are neither trained on nor targets, in populations of "
-          "other seeds than these (`python -m experiments.tune`). MetaSNIP uses the meta-models tuned without gates and has an "
+          "with the same adaptation rates, on validation tasks that are not trained on (`python -m experiments.tune`). The images of all those tasks are in "
+          "no task of the runs here. MetaSNIP uses the meta-models tuned without gates and has an "
           "adaptation rate of its own.\n\n" + table(header, rows))
 
 

@@ -17,6 +17,7 @@ from experiments.config import ConfigError
 from experiments.reports import anp, benchmarks, fewshot, paper, pruned_rounds
 from experiments.reports.markdown import table
 from experiments.runs.fewshot import SETTINGS
+from experiments.runs.measures import spread
 
 __all__ = ["TABLES", "record", "record_anp", "record_fewshot", "write_page", "write_pages"]
 
@@ -146,7 +147,7 @@ def _sparsity_table(curves):
     mean = lambda get: float(np.mean([get(point) for point in points]))
     accuracies = [100 * point["accuracy"]["mean"] for point in points]
     rows.append([f"{points[0]['wanted']:.1f}", f"{100 * mean(lambda p: p['sparsity']['mean']):.1f} % ± "
-                 f"{100 * mean(lambda p: p['sparsity']['std']):.1f}", f"{np.mean(accuracies):.1f} % ± {np.std(accuracies):.1f}",
+                 f"{100 * mean(lambda p: p['sparsity']['std'] or 0):.1f}", f"{np.mean(accuracies):.1f} % ± {spread(accuracies) or 0:.1f}",
                  f"{mean(lambda p: p['macs']):,.0f}", f"{mean(lambda p: p['parameters']):,.0f}"])
   return table(["`target_sparsity`", "sparsity reached, ± over tasks", "accuracy, ± over seeds", "MACs per image", "parameters"], rows)
 

@@ -34,7 +34,7 @@ def report_fewshot(workdir: str | Path) -> str:
 def result_table(result: dict[str, Any]) -> str:
   """The result of a run as lines for a terminal."""
   tasks = len(result["accuracy"]["per_task"])
-  share = lambda s: f"{100 * s['mean']:.1f} % ± {100 * s['std']:.1f}"
+  share = lambda s: f"{100 * s['mean']:.1f} %" + ("" if s["std"] is None else f" ± {100 * s['std']:.1f}")
   cost = lambda c: f"{c['dense']:,} dense" + (
       "" if c["gated"] is None else f", {c['gated']:,.0f} gated ({100 * c['gated'] / c['dense']:.0f} %)")
   seconds = result["seconds"]
@@ -55,7 +55,7 @@ def result_table(result: dict[str, Any]) -> str:
   ]
   trained = f"{result['rounds']} rounds" + ("" if result["meta_model"] is None else f" (meta-model of {result['meta_model']})")
   title = (f"{result['name']}: {result['algorithm']}{', gated' if result['gated'] else ''}, {trained}, {result['personalizer']}, "
-           f"seed {result['seed']}; mean ± spread over {tasks} target tasks")
+           f"seed {result['seed']}; mean ± standard deviation over {tasks} target tasks")
   width = max(len(name) for name, _ in rows)
   return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])
 
@@ -105,7 +105,7 @@ def plot_accuracy(path: Path, rows: Sequence[dict[str, Any]], title: str) -> Non
   for prefix, label, style in (("accuracy", "accuracy after adaptation", "o-"),
                                ("accuracy_before", "accuracy before adaptation", "s--")):
     mean = np.array([row[f"{prefix}_mean"] for row in rows])
-    std = np.array([row[f"{prefix}_std"] for row in rows])
+    std = np.array([row[f"{prefix}_std"] or 0 for row in rows])
     line, = axis.plot(rounds, mean, style, label=label, markersize=4)
     axis.fill_between(rounds, mean - std, np.minimum(mean + std, 1), color=line.get_color(), alpha=0.15)
   if rows and rows[0]["sparsity_mean"] is not None:
@@ -138,7 +138,7 @@ def plot_tasks(path: Path, result: dict[str, Any]) -> None:
     axis.bar(range(len(values)), values, color=color, width=0.7)
     axis.axhline(result[key]["mean"], color="black", linewidth=1, linestyle="--")
     axis.set(ylabel=label, ylim=(0, 1.02))
-    axis.set_title(f"mean {result[key]['mean']:.3f} ± {result[key]['std']:.3f} over tasks (dashed)", fontsize=9, loc="left")
+    axis.set_title(f"mean {result[key]['mean']:.3f} ± {result[key]['std'] or 0:.3f} over tasks (dashed)", fontsize=9, loc="left")
     axis.grid(axis="y", alpha=0.3)
   axes[-1, 0].set_xticks(range(len(names)), names, fontsize=6.5, rotation=0 if len(names) <= 10 else 90)
   figure.suptitle(f"{result['name']}: target tasks after one-step adaptation")
@@ -151,10 +151,10 @@ def plot_sparsity_curve(path: Path, curves: Sequence[Sequence[dict[str, Any]]], 
   plt = pyplot()
   values = lambda key: np.array([[point[key]["mean"] for point in curve] for curve in curves])
   sparsity, accuracy = values("sparsity"), values("accuracy")
-  spread = np.array([[point["sparsity"]["std"] for point in curve] for curve in curves]).mean(0)
+  spread = np.array([[point["sparsity"]["std"] or 0 for point in curve] for curve in curves]).mean(0)
   wanted = [point["wanted"] for point in curves[0]]
   figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-  left.errorbar(sparsity.mean(0), accuracy.mean(0), yerr=accuracy.std(0), fmt="o-", capsize=3)
+  left.errorbar(sparsity.mean(0), accuracy.mean(0), yerr=accuracy.std(0, ddof=1) if len(accuracy) > 1 else None, fmt="o-", capsize=3)
   left.set(xlabel="sparsity of gated layers after adaptation", ylabel="accuracy after adaptation",
            title="bars: standard deviation over seeds")
   right.errorbar(wanted, sparsity.mean(0), yerr=spread, fmt="s-", color="tab:green", capsize=3)

@@ -17,7 +17,7 @@ from experiments.config import ConfigError, registry
 from experiments.config.federated import base_config, check_config, check_dataset
 from experiments.config.fields import with_fields
 from experiments.runs import placement, records
-from experiments.runs.measures import what_is_left
+from experiments.runs.measures import spread, what_is_left
 from experiments.runs.programs import Clock, Compiled, compiler_options, dispatches
 from experiments.runs.records import DivergedError, Progress, check_workdir
 from metagater_jax.core.trees import named_leaves
@@ -367,9 +367,9 @@ def _row(round_, loss, before, after, gated):
   values = {"accuracy": after.accuracy, "accuracy_before": before.accuracy}
   row = {"round": round_, "train_loss": loss}
   for name, array in values.items():
-    row |= {f"{name}_mean": float(array.mean()), f"{name}_std": float(array.std())}
+    row |= {f"{name}_mean": float(array.mean()), f"{name}_std": spread(array)}
   row |= {"target_loss": float(after.loss.mean()),
           "sparsity_mean": float(after.sparsity.mean()) if gated else None,
-          "sparsity_std": float(after.sparsity.std()) if gated else None,
+          "sparsity_std": spread(after.sparsity) if gated else None,
           "sparsity_before_mean": float(before.sparsity.mean()) if gated else None}
   return row

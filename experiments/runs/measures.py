@@ -10,7 +10,13 @@ import numpy as np
 
 import metagater_jax as mg
 
-__all__ = ["interval", "what_is_left"]
+__all__ = ["interval", "spread", "what_is_left"]
+
+
+def spread(values: np.ndarray) -> float | None:
+  """The sample standard deviation, with n − 1 in the denominator: the one that every ± here is. None of a single value."""
+  values = np.asarray(values, np.float64)
+  return float(values.std(ddof=1)) if values.size > 1 else None
 
 
 def interval(values: np.ndarray) -> dict[str, float]:

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.config import ConfigError
+from experiments.runs.measures import spread
 from experiments.runs.programs import Clock
 from metagater_jax.core.trees import Model, named_leaves
 
@@ -49,9 +50,9 @@ def write_json(path: Path, content: Any, **long: Iterable[Any]) -> None:
 
 
 def summary(values: np.ndarray) -> dict[str, Any]:
-  """Mean, standard deviation (over tasks, n in the denominator) and the values themselves."""
+  """Mean, standard deviation over tasks (see `measures.spread`) and the values themselves."""
   values = np.asarray(values, np.float64)
-  return {"mean": float(values.mean()), "std": float(values.std()), "per_task": values.tolist()}
+  return {"mean": float(values.mean()), "std": spread(values), "per_task": values.tolist()}
 
 
 class MetricsWriter:

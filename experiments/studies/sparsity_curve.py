@@ -15,6 +15,7 @@ import numpy as np
 import metagater_jax as mg
 from experiments.config import ConfigError, base_config, registry
 from experiments.runs.federated import load, make_tasks
+from experiments.runs.measures import spread
 from experiments.runs.records import load_model, read_config, read_result, summary
 
 __all__ = ["curve_of_run"]
@@ -64,6 +65,6 @@ def curve_of_run(run: str | Path, sparsities: Sequence[float], data_dir: str | N
     points.append({"wanted": wanted, "threshold": float(kappa), "seed": config.seed,
                    "accuracy": summary(after.accuracy), "sparsity": summary(after.sparsity),
                    "macs": float(after.macs.mean()), "parameters": float(after.parameters.mean())})
-    log(f"{run}: wanted {wanted:.2f}, sparsity {after.sparsity.mean():.3f} ± {after.sparsity.std():.3f} over tasks, "
+    log(f"{run}: wanted {wanted:.2f}, sparsity {after.sparsity.mean():.3f} ± {spread(after.sparsity) or 0:.3f} over tasks, "
         f"accuracy {after.accuracy.mean():.4f}")
   return points

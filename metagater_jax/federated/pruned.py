@@ -10,7 +10,7 @@ from metagater_jax.core.trees import Model, Params
 from metagater_jax.data.batching import Loss
 from metagater_jax.data.population import Episode
 from metagater_jax.federated.algorithm import FederatedAlgorithm
-from metagater_jax.pruning.masks import apply_mask, is_kernel, masked_loss, prune_further
+from metagater_jax.pruning.masks import apply_mask, is_kernel, mask_state, masked_loss, prune_further
 from metagater_jax.pruning.schedules import PruningSchedule
 from metagater_jax.pruning.scores import Score
 
@@ -79,18 +79,11 @@ def federated_pruning(make: Callable[[Loss], FederatedAlgorithm], loss: Loss, sc
                            prunable=prunable)
 
     mask = jax.lax.cond(schedule.due(server.round), prune, lambda: server.mask)
-    inner = plain.server_update(_masked_state(server.inner, mask), apply_mask(delta, mask))
-    return PruningServer(server.round + 1, mask, _masked_state(inner, mask))
+    inner = plain.server_update(mask_state(server.inner, mask), apply_mask(delta, mask))
+    return PruningServer(server.round + 1, mask, mask_state(inner, mask))
 
   def deploy(server):
     return Model(apply_mask(plain.deploy(server.inner).params, server.mask), server.mask)
 
   return FederatedAlgorithm(init=init, broadcast=broadcast, client_update=client_update, server_update=server_update, deploy=deploy,
                             draws=plain.draws + (0 if score.contribution is None else 2))
-
-
-def _masked_state(state, mask):
-  """A state in which every part that is like the parameters is masked."""
-  structure = jax.tree.structure(mask)
-  alike = lambda part: jax.tree.structure(part) == structure
-  return jax.tree.map(lambda part: apply_mask(part, mask) if alike(part) else part, state, is_leaf=alike)

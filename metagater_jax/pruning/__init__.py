@@ -1,11 +1,11 @@
 """Pruning: how important weights are, masks that keep the most important, and when they are made. Parameters are any pytree."""
 
 from metagater_jax.pruning.masks import (
-    GRANULARITIES, SCOPES, apply_mask, effective_mask, is_kernel, make_mask, mask_sparsity, masked_loss, nonzero_mask, prune_further)
+    GRANULARITIES, SCOPES, apply_mask, effective_mask, is_kernel, make_mask, mask_sparsity, mask_state, masked_loss, nonzero_mask, prune_further)
 from metagater_jax.pruning.schedules import SCHEDULES, PruningSchedule, sparsity_schedule, staged_schedule
 from metagater_jax.pruning.scores import AVERAGES, PLACES, Score, anp, magnitude, random, snip
 from metagater_jax.pruning.transform import GradualPruningState, find_pruning, gradual_pruning, pruning_mask
 
 __all__ = ["AVERAGES", "GRANULARITIES", "SCHEDULES", "SCOPES", "GradualPruningState", "PLACES", "PruningSchedule", "Score", "anp", "apply_mask",
-           "effective_mask", "find_pruning", "gradual_pruning", "is_kernel", "magnitude", "make_mask", "mask_sparsity", "masked_loss",
+           "effective_mask", "find_pruning", "gradual_pruning", "is_kernel", "magnitude", "make_mask", "mask_sparsity", "mask_state", "masked_loss",
            "nonzero_mask", "prune_further", "pruning_mask", "random", "snip", "sparsity_schedule", "staged_schedule"]

@@ -16,7 +16,7 @@ from metagater_jax.core.checks import check_one_of, check_sparsity
 from metagater_jax.core.trees import Params, like, named_leaves, precision_of
 from metagater_jax.data.batching import Loss
 
-__all__ = ["GRANULARITIES", "SCOPES", "apply_mask", "effective_mask", "is_kernel", "make_mask", "mask_sparsity", "masked_loss", "nonzero_mask",
+__all__ = ["GRANULARITIES", "SCOPES", "apply_mask", "effective_mask", "is_kernel", "make_mask", "mask_sparsity", "mask_state", "masked_loss", "nonzero_mask",
            "prune_further"]
 
 SCOPES = ("global", "layer")
@@ -128,6 +128,31 @@ def apply_mask(params: Params, mask: Params) -> Params:
   return like(jax.tree.map(jnp.multiply, params, mask), params)
 
 
+def mask_state(state: Any, mask: Params) -> Any:
+  """A state (of an optimizer, of a server) in which everything that belongs to a parameter is masked as it is.
+
+  That are the leaves whose path ends in that of a parameter and whose last axes are its: moments, averages, a history of updates (L-BFGS).
+  What summarizes several parameters in one number, as Adafactor's rows and columns, is left as it is.
+
+  Args:
+    state: any pytree, such as wrapped, masked or partitioned optax transformations have.
+    mask: a pytree like the parameters.
+
+  Returns:
+    A state like `state`.
+  """
+  masks = dict(jax.tree_util.tree_leaves_with_path(mask))
+  longest = max(map(len, masks))
+
+  def own(path, leaf):
+    for length in range(min(longest, len(path)), -1, -1):
+      found = masks.get(path[len(path) - length:])
+      if found is not None and jnp.shape(leaf)[jnp.ndim(leaf) - found.ndim:] == found.shape and not _is_key(leaf):
+        return (leaf * found).astype(jnp.result_type(leaf))
+    return leaf
+  return jax.tree_util.tree_map_with_path(own, state)
+
+
 def masked_loss(loss: Loss, mask: Params | None) -> Loss:
   """The loss on what a mask keeps, so that the gradient of what is removed is 0; None: the loss as it is.
 
@@ -216,6 +241,10 @@ def effective_mask(function: Callable[[Params, jax.Array], jax.Array], mask: Par
     outputs = function(apply_mask(params, mask), inputs)
     return (outputs * positive(weight, outputs)).sum()
   return jax.tree.map(lambda c, slope: c * (slope != 0), mask, jax.jit(jax.grad(some_sum))(params))
+
+
+def _is_key(leaf):
+  return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
 
 def _spare_best(scores):

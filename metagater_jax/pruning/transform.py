@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metagater_jax.core.trees import Params
-from metagater_jax.pruning.masks import apply_mask, is_kernel, prune_further
+from metagater_jax.core.trees import Params, like
+from metagater_jax.pruning.masks import apply_mask, is_kernel, mask_state, prune_further
 from metagater_jax.pruning.schedules import PruningSchedule
 from metagater_jax.pruning.scores import magnitude
 
@@ -40,10 +40,11 @@ def gradual_pruning(optimizer: optax.GradientTransformation, schedule: PruningSc
   `update(gradients, state, params, score=…)` takes the score of the parameters, as a pytree like them or as a function without
   arguments that makes it; the function is evaluated only at the steps at which the schedule is due. Without one it is |w|.
   After the update pruned parameters are exactly 0. Their gradients, and their entries in the optimizer's state (Adam's
-  moments), are too, so what is pruned has no influence on what is kept, and never comes back.
+  moments, see `mask_state`), are too, so what is pruned has no influence on what is kept, and never comes back.
 
   Args:
-    optimizer: what makes updates of gradients.
+    optimizer: what makes updates of gradients: any of optax's, with what wraps and combines them (`chain`, `masked`, `multi_transform`, …).
+      `optax.flatten` hides which number belongs to which parameter: wrap it around `gradual_pruning` or leave it out.
     schedule: in updates, see `sparsity_schedule`.
     scope, granularity, prunable: see `make_mask`.
 
@@ -69,9 +70,11 @@ def gradual_pruning(optimizer: optax.GradientTransformation, schedule: PruningSc
                            prunable=prunable)
 
     mask = jax.lax.cond(schedule.due(state.step), prune, lambda: state.mask)
-    inner = optax.tree.map_params(optimizer, lambda s, c: s * c, state.inner, mask)
-    updates, inner = optimizer.update(apply_mask(gradients, mask), inner, apply_mask(params, mask), **extra)
-    updates = jax.tree.map(lambda u, w, c: jnp.where(c > 0, u, -w), updates, params, mask)
+    if "grad" in extra:  # what line searches get beside the gradients
+      extra["grad"] = apply_mask(extra["grad"], mask)
+    updates, inner = optimizer.update(apply_mask(gradients, mask), mask_state(state.inner, mask), apply_mask(params, mask), **extra)
+    # A mask of NaN, from a score that was no number, passes on.
+    updates = like(jax.tree.map(lambda u, w, c: jnp.where(c == 0, -w, u * c), updates, params, mask), params)
     return updates, GradualPruningState(state.step + 1, mask, inner)
 
   return optax.GradientTransformationExtraArgs(init, update)
