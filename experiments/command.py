@@ -12,8 +12,8 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments.config.fields import CONFIGS, ConfigError
-from experiments.runs.records import DivergedError
+from experiments.config.fields import CONFIGS, ConfigError, check_name
+from experiments.runs.records import DivergedError, NotSavedError
 from metagater_jax.core.checks import unknown
 
 __all__ = ["launch", "numbers", "study_command", "words"]
@@ -51,8 +51,10 @@ def launch(program: str, default: str, base: ConfigDict, body: Callable[[ConfigD
     _parse(_fields(base), arguments, options)
     _check_kind(program, options.config, base)
     body(options.config, Path(options.workdir or _new_workdir(options.config.name)), options)
-  except (ConfigError, DivergedError) as error:
+  except (ConfigError, DivergedError, NotSavedError) as error:
     _fail(program, error)
+  except KeyboardInterrupt:
+    _interrupted(program)
 
 
 def study_command(program: str, body: Callable[[], None]) -> None:
@@ -60,8 +62,10 @@ def study_command(program: str, body: Callable[[], None]) -> None:
   _quiet()
   try:
     body()
-  except (ConfigError, DivergedError) as error:
+  except (ConfigError, DivergedError, NotSavedError) as error:
     _fail(program, error)
+  except KeyboardInterrupt:
+    _interrupted(program)
 
 
 def words(text: str) -> list[str]:
@@ -79,6 +83,14 @@ def _quiet():
   absl_logging.use_absl_handler()
   absl_logging.set_verbosity(absl_logging.WARNING)
   logging.getLogger().setLevel(logging.WARNING)
+  for stream in (sys.stdout, sys.stderr):  # where ± cannot be encoded, a ? does no harm, and the end of a long run is no place to fail
+    if hasattr(stream, "reconfigure"):
+      stream.reconfigure(errors="replace")
+
+
+def _interrupted(program: str) -> NoReturn:
+  print(f"\n{program}: interrupted. What was computed until then is in its folder; the same command runs what is missing.", file=sys.stderr)
+  sys.exit(130)
 
 
 def _fail(program: str, error: object) -> NoReturn:
@@ -103,6 +115,7 @@ def _check_kind(program, config, base):
 
 
 def _new_workdir(name):
+  check_name(name)
   stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
   return next(path for path in (stem.with_name(stem.name + suffix) for suffix in ("", *(f"-{i}" for i in range(1, 1000))))
               if not path.exists())

@@ -19,7 +19,7 @@ __all__ = ["base_config", "check_config", "check_dataset", "settings_of"]
 
 def base_config() -> ConfigDict:
   """All fields with their defaults. Files in configs/ set what a protocol needs; a locked ConfigDict takes no others."""
-  config = ConfigDict(type_safe=True)
+  config = fields.Config(type_safe=True)
   config.name = "digits"
   # Data
   config.dataset = "digits"
@@ -98,6 +98,8 @@ def base_config() -> ConfigDict:
 def check_config(config: ConfigDict) -> ConfigDict:
   """A copy with every field resolved, or a ConfigError that names the field, what it may be, and what it is."""
   config = config.copy_and_resolve_references()  # a plain copy would share the fields that are None, and set them in both
+  fields.check_name(config.name)
+  fields.check_seed(config.seed)
   for field, known in (("model", registry.NETWORKS), ("algorithm", registry.ALGORITHMS), ("penalty", registry.PENALTIES),
                        ("partition", registry.PARTITIONS), ("derivative", mg.optim.DERIVATIVES),
                        ("seed_axis", ("loop", "vmap")), ("compute_dtype", ("float32", "bfloat16"))):
@@ -180,7 +182,7 @@ def _tuned(config, name, gated):
   path = TUNED / f"{config.tuned}.json"
   if not path.is_file():
     raise ConfigError(unknown("tuned", config.tuned, [p.stem for p in TUNED.glob("*.json")]))
-  entries = [entry for entry in json.loads(path.read_text())["methods"] if (entry["algorithm"], entry["gated"]) == (name, gated)]
+  entries = [entry for entry in json.loads(path.read_text(encoding="utf-8"))["methods"] if (entry["algorithm"], entry["gated"]) == (name, gated)]
   return min(entries, key=lambda entry: abs(entry["local_steps"] - config.local_steps))["settings"] if entries else {}
 
 

@@ -15,7 +15,7 @@ INNER_LOOP = "inner_loop"
 
 def base_config() -> ConfigDict:
   """All fields with their defaults. Files in configs/ set what a benchmark needs; a locked ConfigDict takes no others."""
-  config = ConfigDict(type_safe=True)
+  config = fields.Config(type_safe=True)
   config.name = "cifarfs_maml"
   # Data
   config.dataset = "cifarfs"  # or "omniglot"

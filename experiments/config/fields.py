@@ -1,5 +1,7 @@
 """What the configs of all experiments share: groups of fields, and checks that name the field, what it may be, and what it is."""
 
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,50 @@ import metagater_jax as mg
 from experiments.config import registry
 from metagater_jax.core.checks import unknown
 
-__all__ = ["TUNED", "ConfigError", "check_counts", "check_devices", "check_known", "check_network", "check_not_negative", "check_personalizer", "check_positive",
-           "check_pruning", "check_same", "check_widths", "gate_fields", "pruning_fields", "with_fields"]
+__all__ = ["FREE", "TUNED", "Config", "ConfigError", "check_counts", "check_devices", "check_known", "check_name", "check_network", "check_not_negative", "check_personalizer", "check_positive",
+           "check_pruning", "check_same", "check_seed", "check_widths", "gate_fields", "pruning_fields", "with_fields"]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TUNED = CONFIGS / "tuned"
+# Fields on which a run's numbers do not depend: they may differ between the runs of one workdir.
+FREE = ("name", "tuned", "data_dir", "meta_model", "sparsity_of", "mesh", "memory_mb", "microbatch", "task_axis", "seed_axis", "rounds_per_dispatch",
+        "steps_per_dispatch")
 
 
 class ConfigError(ValueError):
   """A configuration that cannot run. The message says what was expected, what came and what to do."""
+
+
+class Config(ConfigDict):
+  """A ConfigDict that takes what has one meaning for a field: NumPy's numbers, paths for text, lists and arrays for tuples, and a number where a
+  field is text that may be one (`mesh`, `task_axis`)."""
+
+  def __setitem__(self, key, value):
+    kind = self.get_type(key) if key in self else None
+    try:
+      super().__setitem__(key, _of_kind(kind, value))
+    except TypeError as error:
+      raise ConfigError(f"{key} must be {_KINDS.get(kind, getattr(kind, '__name__', kind))}, got {value!r} ({type(value).__name__}).") from error
+
+
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text", tuple: "a tuple, as (1, 2)"}
+
+
+def _of_kind(kind, value):
+  """A value as a field of some type holds it, where there is one such value."""
+  if isinstance(value, np.ndarray | np.generic) and (np.ndim(value) or kind is tuple):
+    value = np.asarray(value).tolist()
+  if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim):
+    value = value.item()
+  if kind is tuple and isinstance(value, list | tuple):
+    return tuple(_of_kind(None, item) for item in value)
+  if kind is str and isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if kind is str and isinstance(value, int) and not isinstance(value, bool):
+    return str(value)
+  if kind in (int, float) and isinstance(value, bool):
+    raise TypeError("a number is no truth value")
+  return value
 
 
 def gate_fields(config: ConfigDict) -> None:
@@ -34,7 +71,7 @@ def gate_fields(config: ConfigDict) -> None:
 
 def pruning_fields() -> ConfigDict:
   """The part `prune` of a config: pruning while (meta-)training."""
-  prune = ConfigDict(type_safe=True)
+  prune = Config(type_safe=True)
   prune.score = "none"  # or "anp", "snip" (the ordinary loss), "magnitude", "random"
   prune.derivative = "exact"  # of ANP; or "first_order"
   prune.average = "absolute"  # of ANP and SNIP: the mean of the tasks' scores; or "signed", the score of the mean loss
@@ -70,20 +107,32 @@ def check_counts(config: ConfigDict, fields: Iterable[str]) -> None:
 def check_positive(config: ConfigDict, fields: Iterable[str]) -> None:
   """Raises a ConfigError that names a field that is not positive; None passes."""
   for field in fields:
-    if config[field] is not None and not config[field] > 0:
+    if config[field] is not None and not 0 < config[field] < np.inf:
       raise ConfigError(f"{field} must be positive, got {config[field]}.")
 
 
 def check_not_negative(config: ConfigDict, fields: Iterable[str]) -> None:
   """Raises a ConfigError that names a negative field; None passes."""
   for field in fields:
-    if config[field] is not None and not config[field] >= 0:
+    if config[field] is not None and not 0 <= config[field] < np.inf:
       raise ConfigError(f"{field} must not be negative, got {config[field]}.")
+
+
+def check_name(name: str) -> None:
+  """Raises a ConfigError for a name that is no plain name of a folder."""
+  if not re.fullmatch(r"[^/\\\0]+", name) or name in (".", ".."):
+    raise ConfigError(f"name must be the plain name of a folder, without / or \\, got {name!r}; where results go is --workdir.")
+
+
+def check_seed(seed: int) -> None:
+  """Raises a ConfigError for a seed that keys have no place for."""
+  if not 0 <= seed < 2**32:
+    raise ConfigError(f"seed must lie in 0 … 2^32 − 1, got {seed}.")
 
 
 def check_widths(config: ConfigDict) -> None:
   """Raises a ConfigError for widths that are not positive whole numbers."""
-  if not all(isinstance(width, int) and width > 0 for width in config.widths):
+  if not all(isinstance(width, int) and not isinstance(width, bool) and width > 0 for width in config.widths):
     raise ConfigError(f"widths must be positive whole numbers, one per layer, got {tuple(config.widths)}.")
 
 

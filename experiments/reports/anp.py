@@ -22,7 +22,7 @@ def make_report(workdir: Path) -> dict[str, Any]:
   """Everything that the records of a workdir say, as numbers: each a mean with what it is made of, seed by seed."""
   report = {"levels": list(LEVELS), "cases": {}}
   for name, case in CASES.items():
-    bases = {int(path.stem.split("-")[1]): json.loads(path.read_text())
+    bases = {int(path.stem.split("-")[1]): json.loads(path.read_text(encoding="utf-8"))
              for path in sorted((workdir / name).glob("seed-*-base.json"))}
     bases = {seed: record for seed, record in sorted(bases.items()) if "accuracy" in record}
     if not bases:
@@ -43,7 +43,7 @@ def make_report(workdir: Path) -> dict[str, Any]:
 def _read_levels(path):
   """The levels of a recorded course. Where whole filters go, each with how many every layer has left, and the share of the
   network's parameters that is left once the others are cut out: with a filter go the next layer's weights that read it."""
-  record = json.loads(path.read_text())
+  record = json.loads(path.read_text(encoding="utf-8"))
   config = record["config"]
   if config["prune"]["granularity"] == "channel":
     layers = network_layers(NETWORKS[model_name(config["model"])].make(classes=config["ways"], widths=tuple(config["widths"])), (32, 32, 3))
@@ -340,7 +340,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
   over those of them that they have."""
   folder.mkdir(parents=True, exist_ok=True)
   write_json(folder / "anp.json", report)
-  (folder / "anp.md").write_text(markdown(report))
+  (folder / "anp.md").write_text(markdown(report), encoding="utf-8")
   panels = [(case, level_steps, scores) for case in report["cases"].values() for level_steps, scores in case["courses"].items()]
   if not panels:
     return

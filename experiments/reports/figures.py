@@ -1,5 +1,6 @@
 """The figures of the report on the paper's tables."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,24 @@ def plot_channels(path: Path, panels: Mapping[str, np.ndarray], labels: Mapping[
   plt.close(figure)
 
 
-def pyplot():
-  """Matplotlib, without a display."""
-  import matplotlib
-  matplotlib.use("Agg")
-  import matplotlib.pyplot as plt
-  return plt
+def pyplot() -> "_Figures":
+  """What figures are made with: as `matplotlib.pyplot`, but without a display, and without a change of the backend that a notebook uses."""
+  backend = os.environ.pop("MPLBACKEND", None)  # one that is not there would end the import
+  try:
+    import matplotlib.figure  # noqa: F401
+  finally:
+    if backend is not None:
+      os.environ["MPLBACKEND"] = backend
+  return _Figures()
+
+
+class _Figures:
+  def subplots(self, rows=1, columns=1, *, figsize, layout, **options):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=figsize, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, **options)
+
+  def close(self, figure):
+    """Nothing keeps a figure that was not made by pyplot itself."""

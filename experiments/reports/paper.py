@@ -41,8 +41,8 @@ def render(content: dict[str, Any], folder: Path) -> None:
   """report.md, report.html (figures inside) and figures/ from the structure that report.json holds."""
   drawn = _draw(content, folder / "figures")
   page = text(content, drawn)
-  (folder / "report.md").write_text(page)
-  (folder / "report.html").write_text(_html(page, folder))
+  (folder / "report.md").write_text(page, encoding="utf-8")
+  (folder / "report.html").write_text(_html(page, folder), encoding="utf-8")
 
 
 # --- from records to numbers
@@ -92,7 +92,7 @@ def _run(workdir, row, seeds):
     path = folder / f"seed-{seed}"
     if not (path / "result.json").is_file():
       failure = path / "failure.json"
-      run["failures"][seed] = json.loads(failure.read_text())["error"] if failure.is_file() else "not run"
+      run["failures"][seed] = json.loads(failure.read_text(encoding="utf-8"))["error"] if failure.is_file() else "not run"
       continue
     result = read_result(path)
     run["accuracy"][seed] = result["accuracy"]["mean"]
@@ -151,7 +151,7 @@ def _settings(config, row):
 
 
 def _tuned_methods(tuned):
-  return json.loads((TUNED / f"{tuned}.json").read_text())["methods"] if tuned else []
+  return json.loads((TUNED / f"{tuned}.json").read_text(encoding="utf-8"))["methods"] if tuned else []
 
 
 def _budget(tuned):

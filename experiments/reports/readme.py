@@ -27,13 +27,13 @@ def record(workdir: Path, results: Path) -> None:
   source = workdir / "report.json"
   if not source.is_file():
     raise ConfigError(f"there is no report.json in {workdir}; run experiments.tables first.")
-  content = json.loads(source.read_text())
+  content = json.loads(source.read_text(encoding="utf-8"))
   folder = results / "tables"
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / "report.json").write_text(source.read_text())
+  (folder / "report.json").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
   paper.render(content, folder)
   (folder / "report.html").unlink()  # its images are in it once more; it is written beside the runs
-  with (folder / "runs.csv").open("w", newline="") as file:
+  with (folder / "runs.csv").open("w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file)
     writer.writerow(["protocol", "method", "local_steps", "seed", *_FIELDS])
     writer.writerows(_runs(content))
@@ -59,7 +59,7 @@ def record_anp(workdir: Path, results: Path) -> None:
     raise ConfigError(f"there are no records in {workdir}; run experiments.anp first.")
   held = results / "anp" / "anp.json"
   if held.is_file():
-    content = anp.merge_reports(json.loads(held.read_text()), content)
+    content = anp.merge_reports(json.loads(held.read_text(encoding="utf-8")), content)
   anp.write_report(content, results / "anp")
 
 
@@ -69,7 +69,7 @@ def record_fewshot(workdir: Path, results: Path) -> None:
   source = workdir / "result.json"
   if not source.is_file():
     raise ConfigError(f"there is no result.json in {workdir}; run experiments.fewshot first.")
-  result = json.loads(source.read_text())
+  result = json.loads(source.read_text(encoding="utf-8"))
   fields = (*SETTINGS, "accuracy", "accuracy_before_adaptation", "sparsity", "parameters", "episodes_per_second", "seconds",
             "versions", "devices")
   if missing := [name for name in fields if name not in result]:
@@ -80,7 +80,7 @@ def record_fewshot(workdir: Path, results: Path) -> None:
   entry["accuracies"] = np.loadtxt(workdir / "test_episodes.csv", delimiter=",", skiprows=1)[:, 1].round(4).tolist()
   entry = fewshot.complete([entry])[0]
   path = results / "fewshot.json"
-  held = fewshot.complete(json.loads(path.read_text())) if path.is_file() else []
+  held = fewshot.complete(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
   key = lambda entry: [str(entry[name]) for name in SETTINGS]
   entries = [other for other in held if key(other) != key(entry)] + [entry]
   text = json.dumps(sorted(entries, key=key), indent=1)
@@ -117,7 +117,7 @@ def write_page(text: str, results: Path) -> str:
       raise ConfigError(f"a page has the mark 'table: {name}', which is none of {', '.join(TABLES)}.")
     file, make = TABLES[name]
     if (results / file).is_file():
-      new = f"<!-- table: {name} -->\n{make(json.loads((results / file).read_text()))}\n<!-- end -->"
+      new = f"<!-- table: {name} -->\n{make(json.loads((results / file).read_text(encoding="utf-8")))}\n<!-- end -->"
       text = re.sub(rf"<!-- table: {name} -->.*?<!-- end -->", lambda _, new=new: new, text, flags=re.DOTALL)
   return text
 
@@ -126,10 +126,10 @@ def write_pages(root: Path) -> None:
   """README.md, all pages of docs/ and the reports beside the records, below a checkout's root, from its results/."""
   tables, scores = root / "results" / "tables", root / "results" / "anp"
   drawn = [figure.stem for figure in (tables / "figures").glob("*.png")]
-  (tables / "report.md").write_text(paper.text(json.loads((tables / "report.json").read_text()), drawn))
-  (scores / "anp.md").write_text(anp.markdown(json.loads((scores / "anp.json").read_text())))
+  (tables / "report.md").write_text(paper.text(json.loads((tables / "report.json").read_text(encoding="utf-8")), drawn), encoding="utf-8")
+  (scores / "anp.md").write_text(anp.markdown(json.loads((scores / "anp.json").read_text(encoding="utf-8"))), encoding="utf-8")
   for page in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
-    page.write_text(write_page(page.read_text(), root / "results"))
+    page.write_text(write_page(page.read_text(encoding="utf-8"), root / "results"), encoding="utf-8")
 
 
 def _anchor_table(figures):

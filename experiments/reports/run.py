@@ -1,6 +1,6 @@
 """What a reader sees of one run: its table and its figures, from its records."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,31 @@ def report_run(workdir: str | Path) -> str:
   """Draws `accuracy.png` and `tasks.png` of a finished federated run beside its records; the text for a terminal."""
   workdir = Path(workdir)
   result = read_result(workdir)
-  plot_accuracy(workdir / "accuracy.png", read_metrics(workdir),
-                f"{result['name']}: mean ± spread over {len(result['target_tasks'])} target tasks")
-  plot_tasks(workdir / "tasks.png", result)
-  return f"{result_table(result)}\nfigures: {workdir / 'accuracy.png'}, {workdir / 'tasks.png'}; everything else is in {workdir}"
+  drawn = _drawn(
+      lambda: plot_accuracy(workdir / "accuracy.png", read_metrics(workdir),
+                            f"{result['name']}: mean ± standard deviation over {len(result['target_tasks'])} target tasks"),
+      lambda: plot_tasks(workdir / "tasks.png", result))
+  figures = f"figures: {workdir / 'accuracy.png'}, {workdir / 'tasks.png'}" if drawn is None else drawn
+  return f"{result_table(result)}\n{figures}; everything else is in {workdir}"
 
 
 def report_fewshot(workdir: str | Path) -> str:
   """Draws `accuracy.png` of a finished few-shot run beside its records; the text for a terminal."""
   workdir = Path(workdir)
   result = read_result(workdir)
-  plot_fewshot(workdir / "accuracy.png", read_metrics(workdir),
-               f"{result['name']}: {result['ways']}-way {result['shots']}-shot, {result['learner']}")
-  return f"{fewshot_table(result)}\nfigure: {workdir / 'accuracy.png'}; everything else is in {workdir}"
+  drawn = _drawn(lambda: plot_fewshot(workdir / "accuracy.png", read_metrics(workdir),
+                                      f"{result['name']}: {result['ways']}-way {result['shots']}-shot, {result['learner']}"))
+  figure = f"figure: {workdir / 'accuracy.png'}" if drawn is None else drawn
+  return f"{fewshot_table(result)}\n{figure}; everything else is in {workdir}"
+
+
+def _drawn(*figures: Callable[[], None]) -> str | None:
+  """Draws figures; None, or why one could not be: the run itself is finished and recorded, and no figure shall end it."""
+  try:
+    for figure in figures:
+      figure()
+  except Exception as error:  # noqa: BLE001 -- of Matplotlib, its configuration, fonts, the disk
+    return f"a figure could not be drawn ({type(error).__name__}: {error})"
 
 
 def result_table(result: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from experiments.config.fields import with_fields
 from experiments.runs import placement, records
 from experiments.runs.measures import spread, what_is_left
 from experiments.runs.programs import Clock, Compiled, compiler_options, dispatches
-from experiments.runs.records import DivergedError, Progress, check_workdir
+from experiments.runs.records import DivergedError, NotSavedError, Progress, check_workdir
 from metagater_jax.core.trees import named_leaves
 from metagater_jax.data.datasets import Dataset, load_dataset
 from metagater_jax.federated.host_tasks import TaskStore
@@ -28,7 +28,7 @@ __all__ = ["Tasks", "load", "make_tasks", "run_seeds"]
 
 
 def run_seeds(config: ConfigDict, workdirs: Mapping[int, str | Path], dataset: Dataset | None = None, quiet: bool = False,
-              by_seed: Mapping[int, Mapping[str, str]] | None = None) -> dict[int, "dict[str, Any] | DivergedError"]:
+              by_seed: Mapping[int, Mapping[str, str]] | None = None) -> dict[int, "dict[str, Any] | DivergedError | NotSavedError"]:
   """Meta-trains on the training tasks of a config, adapts to its target tasks, and records everything in the workdirs, by seed.
 
   There is one compilation for all seeds. The data is loaded once, and the seeds' tasks are padded to one shape. With `config.seed_axis` "vmap"
@@ -43,7 +43,7 @@ def run_seeds(config: ConfigDict, workdirs: Mapping[int, str | Path], dataset: D
     by_seed: values of `meta_model` and `sparsity_of`, the only fields beside the seed that may differ between seeds.
 
   Returns:
-    By seed, what `result.json` holds, or the error of a seed that diverged (which the others outlive).
+    By seed, what `result.json` holds, or the error of a seed that diverged or could not be saved (which the others outlive).
 
   Raises:
     ConfigError: before any long work.
@@ -63,8 +63,15 @@ def run_seeds(config: ConfigDict, workdirs: Mapping[int, str | Path], dataset: D
   if config.sparsity_of is not None and (streamed or together):
     raise ConfigError("sparsity_of needs all tasks of a seed on one device; leave out mesh, memory_mb and seed_axis.")
   if jax.process_index() == 0:
-    for workdir in workdirs.values():
-      check_workdir(workdir)
+    for seed, workdir in workdirs.items():
+      check_workdir(workdir, configs[seed])
+  with records.claim(*(workdirs.values() if jax.process_index() == 0 else ())):
+    return _run_seeds(configs, workdirs, dataset, quiet, mesh, together, streamed, start)
+
+
+def _run_seeds(configs, workdirs, dataset, quiet, mesh, together, streamed, start):
+  seeds = list(workdirs)
+  config = configs[seeds[0]]
   clock = Clock("load", "compile", "train", "evaluate")
   with clock("load"):
     dataset = load(config, dataset)
@@ -249,9 +256,12 @@ class _Experiment:
       learning = self._learning_seconds(model, tasks, i, member.tasks.target, own, member.sparsity is not None)
       seconds = {name: value / len(members) for name, value in clock.seconds.items()}
       seconds["total"] = (time.perf_counter() - start) / len(members)
-      results[seed] = self._finish(member, model, own, *jax.tree.map(lambda x, i=i: x[i], (before, after)),
-                                   {"round_ms": float(np.median(round_ms)) if round_ms else None, "learning_seconds": learning,
-                                    "seconds": seconds, "seeds_together": len(members)})
+      times = {"round_ms": float(np.median(round_ms)) if round_ms else None, "learning_seconds": learning, "seconds": seconds,
+               "seeds_together": len(members)}
+      try:
+        results[seed] = self._finish(member, model, own, *jax.tree.map(lambda x, i=i: x[i], (before, after)), times)
+      except NotSavedError as error:
+        results[seed] = error
     return results
 
   def _learning_seconds(self, model, tasks, i, targets, calibration, by_task):
@@ -299,8 +309,7 @@ class _Experiment:
     }
     if jax.process_index() > 0:
       return result
-    records.save_model(workdir, model, **threshold)
-    records.write_json(workdir / "result.json", result)  # last: a folder that has it is a finished run
+    records.save_run(workdir, model, result, **threshold)
     return result
 
 

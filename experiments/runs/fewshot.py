@@ -49,9 +49,13 @@ def run(config: ConfigDict, workdir: str | Path, splits: Splits | None = None, q
   """
   start, workdir = time.perf_counter(), Path(workdir)
   config = check_config(config)
-  check_workdir(workdir)
+  check_workdir(workdir, config)
+  with records.claim(workdir):
+    return _run(config, workdir, splits, quiet, start)
+
+
+def _run(config, workdir, splits, quiet, start):
   experiment = FewShot(config, splits)
-  workdir.mkdir(parents=True, exist_ok=True)
   records.write_json(workdir / "config.json", config.to_dict())
   writer = records.MetricsWriter(workdir)
   progress = records.Progress(config.steps, quiet, "step", experiment.clock)
@@ -70,8 +74,6 @@ def run(config: ConfigDict, workdir: str | Path, splits: Splits | None = None, q
   finally:
     progress.close()
   before, after = experiment.evaluate(state, "test", config.test_episodes)
-  np.savetxt(workdir / "test_episodes.csv", np.stack([before, after], 1), "%.6f", delimiter=",", comments="",
-             header="accuracy_before,accuracy")  # of the same episodes in each run: what another run is paired with
   seconds = experiment.clock.seconds | {"total": time.perf_counter() - start}
   settings = config.to_dict() | {"widths": list(experiment.network.backbone.widths), "alphabets": list(config.alphabets),
                                  "gated_layers": list(config.gated_layers)}
@@ -82,8 +84,8 @@ def run(config: ConfigDict, workdir: str | Path, splits: Splits | None = None, q
              "compile_seconds": seconds["compile"], "seconds": seconds, "versions": records.versions(),
              "devices": [device.device_kind for device in jax.devices()]}
   pruning = mg.pruning.find_pruning(state.optimizer)
-  records.save_model(workdir, mg.Model(state.params, None if pruning is None else pruning.mask))
-  records.write_json(workdir / "result.json", result)  # last: a folder that has it is a finished run
+  records.save_run(workdir, mg.Model(state.params, None if pruning is None else pruning.mask), result, episodes={
+      "accuracy_before": before, "accuracy": after})  # of the same episodes in each run: what another run is paired with
   return result
 
 

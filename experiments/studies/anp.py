@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from scipy import stats
 
 import metagater_jax as mg
@@ -94,7 +95,7 @@ def reproduce(workdir: str | Path, *, cases: Sequence[str] = tuple(CASES), seeds
 
 
 def _is_measured(path, scores):
-  record = json.loads(path.read_text()) if path.is_file() else {}
+  record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
   return "accuracy" in record and not _unmeasured(record, scores)
 
 
@@ -120,7 +121,7 @@ def run_case(folder: Path, case: Case, seed: int, scores: Sequence[str], splits:
     write_json(base_record, {
         "config": _settings(case, seed, "base"), "steps": case.steps, "seconds": time.perf_counter() - start,
         "compile_seconds": experiment.clock.seconds["compile"], "episodes_per_second": experiment.episodes_per_second()})
-  record = json.loads(base_record.read_text())
+  record = json.loads(base_record.read_text(encoding="utf-8"))
   unmeasured = _unmeasured(record, scores)
   experiment = FewShot(config, splits)  # its compiled evaluation is shared by all courses
   state = _with_parameters(experiment.init(), base)
@@ -145,7 +146,7 @@ def run_case(folder: Path, case: Case, seed: int, scores: Sequence[str], splits:
 def _take(other: Path, base: Path, base_record: Path, settings: dict[str, Any]) -> None:
   """The model that another case trained, unless there is none or it was trained otherwise."""
   if (other / base.name).is_file() and (other / base_record.name).is_file():
-    record = json.loads((other / base_record.name).read_text())
+    record = json.loads((other / base_record.name).read_text(encoding="utf-8"))
     trained = lambda config: {field: value for field, value in config.items() if field != "prune"}
     if trained(record["config"]) == trained(settings):
       shutil.copy(other / base.name, base)
@@ -216,7 +217,8 @@ def _course(config, level_steps, base, splits, evaluate, pruned):
 
 def _agreement(experiment, state, names):
   """How these scores rank the weights of a trained network, against the exact ANP score: Spearman's correlation, and the share of
-  the 15 % that its mask keeps which the other's keeps too. With what each costs, and the accuracies on validation episodes after
+  the 15 % that its mask keeps which the other's keeps too. How each ranks weights against what removing them one by one does to the
+  meta-objective (Spearman's correlation, `removal`). With what each costs, and the accuracies on validation episodes after
   pruning at once, without any training after it."""
   config = experiment.config
   episodes = jax.vmap(lambda key: experiment.sample(key, experiment.splits["train"]))(
@@ -247,8 +249,41 @@ def _agreement(experiment, state, names):
     pruned = state._replace(params=mg.pruning.apply_mask(params, mask), optimizer=mg.pruning.GradualPruningState(0, mask, ()))
     return experiment.evaluate(pruned, "validation", config.validation_episodes)[1].tolist()
 
+  true = _effect_of_removal(experiment, params, episodes)
   for name in names:
+    found[name] |= {"removal": float(stats.spearmanr(true, _flat(scores[name])[_places(experiment, params)]).statistic)}
     found[name] |= {"spearman": float(stats.spearmanr(flat["anp"], flat[name]).statistic),
                     "kept_in_common": float((kept["anp"] & kept[name]).sum() / kept["anp"].sum()),
                     "at_once": [accuracy(mask_of(name, sparsity)) for sparsity in AT_ONCE]}
   return {name: found[name] for name in names}
+
+
+# Weights that are removed one by one.
+REMOVED = 300
+
+
+def _places(experiment, params):
+  """Some of the prunable weights, by their place in all parameters one after the other."""
+  sizes = {name: leaf.size for name, leaf in named_leaves(params).items()}
+  starts = dict(zip(sizes, np.cumsum([0, *sizes.values()])))
+  prunable = np.concatenate([np.arange(sizes[name]) + starts[name] for name, leaf in named_leaves(params).items()
+                             if experiment.prunable(name, leaf)])
+  return np.sort(np.random.default_rng(0).choice(prunable, min(REMOVED, len(prunable)), replace=False))
+
+
+def _flat(tree):
+  return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _effect_of_removal(experiment, params, episodes):
+  """Mean over episodes of |L_query after adaptation without a weight − with it|, by weight of `_places`: removed is removed in the inner loop,
+  too, as pruning does it."""
+  ones, unravel = ravel_pytree(jax.tree.map(np.ones_like, params))
+
+  @jax.jit
+  def losses(params, episodes, place):
+    mask = unravel(ones.at[place].set(0.0, mode="drop"))
+    return jax.lax.map(lambda episode: experiment.learner.meta_loss(params, episode, mask=mask), episodes)
+
+  whole = np.asarray(losses(params, episodes, ones.size), np.float64)  # a place that is none
+  return np.array([np.abs(np.asarray(losses(params, episodes, place), np.float64) - whole).mean() for place in _places(experiment, params)])

@@ -14,15 +14,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.config.fields import ConfigError, check_same
+from experiments.config.fields import FREE, ConfigError, check_same
 from experiments.runs.records import read_config, write_json
 
-__all__ = ["FREE", "Part", "carry_out", "check_seeds", "parse_seeds", "settings_of"]
-
-# Fields on which a run's numbers do not depend: they may differ between the runs of one workdir.
-FREE = ("name", "tuned", "data_dir", "meta_model", "sparsity_of", "mesh", "memory_mb", "microbatch", "task_axis", "seed_axis", "rounds_per_dispatch",
-        "steps_per_dispatch")
-
+__all__ = ["Part", "carry_out", "check_seeds", "parse_seeds", "settings_of"]
 
 class Part(NamedTuple):
   """A part of a study that is recorded on its own.
@@ -100,7 +95,7 @@ def carry_out(groups: Mapping[str, Sequence[Part]], run: Callable[[str, list[Par
 
 def _check_record(part, defaults):
   own = part.record.name == "result.json"
-  held = read_config(part.record.parent) if own else json.loads(part.record.read_text())["config"]
+  held = read_config(part.record.parent) if own else json.loads(part.record.read_text(encoding="utf-8"))["config"]
   if defaults is not None:
     held = json.loads(defaults.to_json_best_effort()) | held  # a field that is newer than the run had its default
   where = part.record.parent if own else part.record

@@ -203,13 +203,13 @@ def reproduce(workdir: str | Path, out: Path, configs: Mapping[str, ConfigDict],
 
   carry_out(groups, run, log=log)
   for group, (config, _, _) in planned.items():
-    merge(out / f"{config.name}.json", config.name, json.loads(groups[group][0].record.read_text())["entries"])
+    merge(out / f"{config.name}.json", config.name, json.loads(groups[group][0].record.read_text(encoding="utf-8"))["entries"])
 
 
 def merge(path: Path, protocol: str, entries: Sequence[dict[str, Any]]) -> None:
   """Writes the entries into a protocol's file, in the place of older ones of the same method and local steps."""
   key = lambda entry: (entry["algorithm"], entry["gated"], entry["local_steps"])
-  old = json.loads(path.read_text())["methods"] if path.is_file() else []
+  old = json.loads(path.read_text(encoding="utf-8"))["methods"] if path.is_file() else []
   new = {key(entry) for entry in entries}
   path.parent.mkdir(parents=True, exist_ok=True)
   methods = sorted([entry for entry in old if key(entry) not in new] + list(entries), key=key)

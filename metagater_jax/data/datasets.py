@@ -6,6 +6,7 @@ writes files; nothing else in it imports this one.
 
 import concurrent.futures
 import difflib
+import errno
 import hashlib
 import importlib.util
 import json
@@ -176,21 +177,53 @@ def _cached(name, builder, splits, convert=lambda image: image, shape=None, more
   source = json.dumps([_CACHE_FORMAT, name, str(builder.version), [(s, builder.info.splits[s].num_examples,
                        sum(f.stat().st_size for f in map(Path, builder.info.splits[s].filepaths))) for s in splits]])
   folder = cache_directory() / f"{name}-{builder.version}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+  shape = shape or builder.info.features["image"].shape
+  count = sum(builder.info.splits[s].num_examples for s in splits)
+  shapes = {"images": (np.uint8, (count, *shape)), **{file: (np.int32, (count,)) for file in ("labels", *more)}}
+  if folder.is_dir() and not all(_is_whole(folder / f"{file}.npy", *wanted) for file, wanted in shapes.items()):
+    shutil.rmtree(folder, ignore_errors=True)  # cut off, or partly removed: made anew
   if not folder.is_dir():
-    _decode_into(folder, builder, splits, convert, shape or builder.info.features["image"].shape, more)
+    try:
+      _decode_into(folder, builder, splits, convert, shapes, more)
+    except OSError as error:
+      raise DatasetError(f"the decoded images of '{name}' cannot be written to {folder.parent} ({error.strerror or error}). Set the environment "
+                         f"variable METAGATER_CACHE to a folder that can be written and has {sum(map(_bytes, shapes.values())) / 2**20:,.0f} MB.") from error
   return folder
 
 
-def _decode_into(folder, builder, splits, convert, shape, more, block=512):
+def _bytes(wanted):
+  dtype, shape = wanted
+  return int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
+
+
+def _is_whole(path, dtype, shape):
+  try:
+    held = np.load(path, mmap_mode="r")  # checks the file's length against its header
+  except (OSError, ValueError, EOFError):
+    return False
+  return held.dtype == dtype and held.shape == shape
+
+
+def _new_array(path, dtype, shape):
+  """A memory-mapped file whose place on the disk is there already: a full disk is an error here, and would be a crash in the middle."""
+  if _bytes((dtype, shape)) > shutil.disk_usage(path.parent).free:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+  if hasattr(os, "posix_fallocate"):
+    with open(path, "r+b") as file:
+      os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+  return array
+
+
+def _decode_into(folder, builder, splits, convert, shapes, more, block=512):
   """Decodes all splits. A folder appears only when it is complete, so an interrupted call leaves no half cache."""
   folder.parent.mkdir(parents=True, exist_ok=True)
   counts = [builder.info.splits[s].num_examples for s in splits]
   work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
   try:
-    array = lambda file, dtype, *shape: np.lib.format.open_memmap(
-        work / f"{file}.npy", mode="w+", dtype=dtype, shape=(sum(counts), *shape))
-    images, labels = array("images", np.uint8, *shape), array("labels", np.int32)
-    others = {feature: array(feature, np.int32) for feature in more}
+    arrays = {file: _new_array(work / f"{file}.npy", *wanted) for file, wanted in shapes.items()}
+    images, labels = arrays["images"], arrays["labels"]
+    others = {feature: arrays[feature] for feature in more}
     offset = 0
     for split, count in zip(splits, counts):
       try:
@@ -207,8 +240,15 @@ def _decode_into(folder, builder, splits, convert, shape, more, block=512):
             values[offset + row] = example[feature]
 
       with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # image decoders release the GIL
-        list(pool.map(fill, range(0, count, block)))
+        try:
+          list(pool.map(fill, range(0, count, block)))
+        except Exception as error:  # noqa: BLE001 -- whatever the reader of a format raises for a file that is cut off or damaged
+          files = ", ".join(map(str, builder.info.splits[split].filepaths))
+          raise DatasetError(f"'{builder.name}' cannot be read: a record of split '{split}' is damaged or cut off ({type(error).__name__}: "
+                             f"{error}). Its files are {files}; fetch them again.") from error
       offset += count
+    if images.max(initial=0) == 1:  # 1-bit images: some decoders give 0 and 255, others 0 and 1
+      images *= 255
     for values in (images, labels, *others.values()):
       values.flush()
     try:

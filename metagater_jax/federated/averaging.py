@@ -6,7 +6,7 @@ import jax
 import optax
 
 from metagater_jax.core.checks import check_counts, check_positive
-from metagater_jax.core.trees import Model
+from metagater_jax.core.trees import Model, like
 from metagater_jax.data.batching import Loss
 from metagater_jax.federated.algorithm import ClientUpdate, FederatedAlgorithm
 from metagater_jax.optim.local_solver import local_solve
@@ -32,7 +32,7 @@ def averaging(client_update: Callable[..., ClientUpdate], *, draws: int, server_
   check_positive(server_lr=server_lr)
 
   def server_update(w, mean_delta):
-    return jax.tree.map(lambda w, d: w + server_lr * d, w, mean_delta)
+    return like(jax.tree.map(lambda w, d: w + server_lr * d, w, mean_delta), w)
 
   return FederatedAlgorithm(init=lambda w: w, broadcast=lambda w: w, client_update=client_update, server_update=server_update,
                             deploy=Model, draws=draws, mergeable=mergeable)

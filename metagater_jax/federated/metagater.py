@@ -6,7 +6,7 @@ import jax
 import optax
 
 from metagater_jax.core.checks import check_counts, check_positive
-from metagater_jax.core.trees import Model, Params
+from metagater_jax.core.trees import Model, Params, like
 from metagater_jax.data.batching import Loss, is_rowwise
 from metagater_jax.federated.algorithm import ClientUpdate, FederatedAlgorithm
 from metagater_jax.optim.accelerated_proximal import accelerated_proximal, accelerated_proximal_eval_params
@@ -83,7 +83,7 @@ def metagater(loss: Loss, *, local_lr: float, prox_weight: float = 15.0, local_s
     # (2)
     w_i, value = local_solve(loss, md, draw, optimizer=sgd, steps=local_steps, prox_weight=prox_weight)
     # (3), of which the round takes the mean over the cohort
-    d_i = jax.tree.map(lambda md, w: prox_weight * (md - w), md, w_i)
+    d_i = like(jax.tree.map(lambda md, w: prox_weight * (md - w), md, w_i), md)
     return ClientUpdate(d_i, {"loss": value})
 
   def server_update(state, d):

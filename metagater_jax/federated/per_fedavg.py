@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from metagater_jax.core.checks import check_counts, check_one_of, check_positive
+from metagater_jax.core.trees import like
 from metagater_jax.data.batching import Loss
 from metagater_jax.federated.algorithm import ClientUpdate, FederatedAlgorithm
 from metagater_jax.federated.averaging import averaging
@@ -48,7 +49,7 @@ def per_fedavg(loss: Loss, *, local_lr: float, inner_lr: float, derivative: str 
   def client_update(w, draw):
     def step(w_i, i):
       value, gradient = jax.value_and_grad(meta_objective)(w_i, draw(2 * i), draw(2 * i + 1))
-      return jax.tree.map(lambda w, g: w - local_lr * g, w_i, gradient), value
+      return like(jax.tree.map(lambda w, g: w - local_lr * g, w_i, gradient), w_i), value
 
     w_i, values = jax.lax.scan(step, w, jnp.arange(local_steps))
     return ClientUpdate(jax.tree.map(lambda a, b: a - b, w_i, w), {"loss": values.mean()})

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from metagater_jax.core.checks import check_counts, check_positive
+from metagater_jax.core.trees import like
 from metagater_jax.data.batching import Loss
 from metagater_jax.federated.algorithm import ClientUpdate, FederatedAlgorithm
 from metagater_jax.federated.averaging import averaging
@@ -45,7 +46,7 @@ def pfedme(loss: Loss, *, local_lr: float, personal_lr: float, prox_weight: floa
       batch, key = draw(i)
       theta, value = local_solve(loss, w_i, lambda k: (batch, jax.random.fold_in(key, k)), optimizer=sgd,
                                  steps=inner_steps, prox_weight=prox_weight, start=theta)
-      return (jax.tree.map(lambda w, theta: w - local_lr * prox_weight * (w - theta), w_i, theta), theta), value
+      return (like(jax.tree.map(lambda w, theta: w - local_lr * prox_weight * (w - theta), w_i, theta), w_i), theta), value
 
     (w_i, _), values = jax.lax.scan(local_round, (w, w), jnp.arange(local_steps))
     return ClientUpdate(jax.tree.map(lambda a, b: a - b, w_i, w), {"loss": values.mean()})

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from metagater_jax.core.random import row_keys, sample_positions
 from metagater_jax.core.tasks import TASK_AXIS, check_mesh, resolve_task_axis, sum_over_tasks
+from metagater_jax.core.trees import like
 from metagater_jax.data.population import Minibatches, Pool, Population, own_positions
 from metagater_jax.federated.algorithm import FederatedAlgorithm, FederatedState
 
@@ -131,7 +132,8 @@ def follow_plan(algorithm: FederatedAlgorithm, server: Any, plan: RoundPlan, min
       total = share.sum()  # 0 on a device that has nothing but padding
       batch = minibatches.merged(jnp.where(total > 0, share / total, 1 / share.shape[0]), pool)
       rows = jax.vmap(lambda key: row_keys(key, batch.labels.shape[0] // share.shape[0]))(keys[:, 0]).ravel()
-      return jax.tree.map(lambda x: total * x, algorithm.client_update(sent, lambda i: (batch, rows)))
+      update = algorithm.client_update(sent, lambda i: (batch, rows))
+      return like(jax.tree.map(lambda x: total * x, update), update)
 
     def client(keys_and_minibatches):
       keys, own = keys_and_minibatches

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from metagater_jax.core.checks import check_counts, check_one_of, check_positive
-from metagater_jax.core.trees import Model, Params, precision_of
+from metagater_jax.core.trees import Model, Params, like, precision_of
 from metagater_jax.data.batching import Loss
 from metagater_jax.optim.inner_loop import DERIVATIVES, descend
 from metagater_jax.optim.local_solver import local_solve
@@ -142,6 +142,6 @@ def meta_reptile(loss: Loss, *, inner_lr: float, inner_steps: int = 5) -> MetaLe
     deal = lambda i: (jax.tree.map(lambda x: x[i + inner_steps * jnp.arange(count)], samples), None)
     start = params if mask is None else apply_mask(params, mask)
     solution, _ = local_solve(masked_loss(loss, mask), start, deal, optimizer=optax.sgd(inner_lr), steps=inner_steps)
-    return loss(solution, episode.query, None), jax.tree.map(lambda w, v: (w - v) / inner_lr, params, solution)
+    return loss(solution, episode.query, None), like(jax.tree.map(lambda w, v: (w - v) / inner_lr, params, solution), params)
 
   return plain._replace(meta_gradient=meta_gradient)

@@ -3,7 +3,7 @@
 import jax
 
 from metagater_jax.core.checks import check_counts, check_positive
-from metagater_jax.core.trees import Params
+from metagater_jax.core.trees import Params, like
 from metagater_jax.data.batching import Loss, full_batch_gradient
 from metagater_jax.data.population import Batch, TaskData
 from metagater_jax.personalize.personalizer import Personalizer, no_calibration
@@ -49,5 +49,5 @@ def gradient_steps(loss: Loss, params: Params, data: TaskData | Batch, *, lr: fl
   """
   for _ in range(steps):
     _, gradient = full_batch_gradient(loss, params, data, chunk)
-    params = jax.tree.map(lambda w, g: w - lr * g, params, gradient)
+    params = like(jax.tree.map(lambda w, g: w - lr * g, params, gradient), params)
   return params
