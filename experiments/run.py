@@ -51,7 +51,7 @@ def _define(values):
 
 
 def _run(config, workdir, options):
-  if not options.process_id:
+  if options.process_id == 0:
     check_workdir(workdir)  # before the others wait for this process
   join(options.coordinator, options.num_processes, options.process_id, environment=options.distributed, timeout=options.timeout)
   if options.coordinator is None and not options.distributed:

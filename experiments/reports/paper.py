@@ -440,7 +440,7 @@ def claim_summary(claim: Mapping[str, Any]) -> str:
   comparisons = claim["comparisons"]
   if not comparisons:
     return "Similar means at most 1.5 times as long."
-  count = lambda verdict, of="verdict": sum(c[of] == verdict for c in comparisons)
+  count = lambda verdict, of="verdict": sum(c.get(of, c["verdict"]) == verdict for c in comparisons)
   verb = lambda number, stem: f"{number} {stem}{'s' if number == 1 else ''}"
   corrected = lambda verdict: f" ({count(verdict, 'verdict_holm')} after Holm's correction)" if len(comparisons) > 1 and count(verdict) else ""
   parts = [f"{count('confirmed')} of {len(comparisons)} comparisons confirm it with a paired 95 % interval{corrected('confirmed')}"]

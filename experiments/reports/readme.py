@@ -84,7 +84,7 @@ def record_fewshot(workdir: Path, results: Path) -> None:
   key = lambda entry: [str(entry[name]) for name in SETTINGS]
   entries = [other for other in held if key(other) != key(entry)] + [entry]
   text = json.dumps(sorted(entries, key=key), indent=1)
-  path.write_text(re.sub(r"\[([^][{}]*)\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n")  # a list of numbers in one line
+  path.write_text(re.sub(r"\[([^][{}]*)\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n", encoding="utf-8")  # a list of numbers in one line
 
 
 # Name of a table in a page to the record that it is made from, below results/, and the function that makes it.
@@ -117,7 +117,8 @@ def write_page(text: str, results: Path) -> str:
       raise ConfigError(f"a page has the mark 'table: {name}', which is none of {', '.join(TABLES)}.")
     file, make = TABLES[name]
     if (results / file).is_file():
-      new = f"<!-- table: {name} -->\n{make(json.loads((results / file).read_text(encoding="utf-8")))}\n<!-- end -->"
+      made = make(json.loads((results / file).read_text(encoding="utf-8")))
+      new = f"<!-- table: {name} -->\n{made}\n<!-- end -->"
       text = re.sub(rf"<!-- table: {name} -->.*?<!-- end -->", lambda _, new=new: new, text, flags=re.DOTALL)
   return text
 

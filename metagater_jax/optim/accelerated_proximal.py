@@ -117,8 +117,9 @@ def accelerated_proximal(
       raise ValueError("accelerated_proximal: update needs the current parameters: update(gradients, state, params).")
     precision = precision_of(params)
     _, beta_t, gamma_t, mu = rates_at(state.count, precision)
-    x = like(penalty.prox(_axpy(-gamma_t, updates, state.x), gamma_t * mu), params)  # Algorithm 1, line 4
-    ag = like(penalty.prox(_axpy(-beta_t, updates, params), beta_t * mu), params)  # line 5
+    x = penalty.prox(_axpy(-gamma_t, updates, state.x), gamma_t * mu)  # Algorithm 1, line 4
+    ag = penalty.prox(_axpy(-beta_t, updates, params), beta_t * mu)  # line 5
+    x, ag = like((x, ag), (params, params))  # a penalty of one's own may compute in another precision
     count = optax.safe_increment(state.count)
     alpha_next, *_ = rates_at(count, precision)
     step = jax.tree.map(lambda ag, x, md: (1 - alpha_next) * ag + alpha_next * x - md, ag, x, params)  # line 1

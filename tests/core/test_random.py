@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import metagater_jax as mg
 
@@ -28,3 +29,12 @@ def test_positions_are_uniform_over_ordered_draws():
 def test_positions_of_a_large_task_beyond_the_unrolled_steps():
   drawn = np.asarray(mg.core.sample_positions(jax.random.key(1), jnp.array(100), 100))
   assert sorted(drawn) == list(range(100)) and (drawn != np.arange(100)).any()
+
+
+@pytest.mark.parametrize("count", [2**20, 2**24 + 3, 2**26, 2**30])
+def test_every_sample_of_a_large_task_can_be_drawn(count):
+  """A float32 has 23 bits: times 2²⁶ it would be a multiple of eight."""
+  drawn = np.asarray(jax.jit(jax.vmap(lambda key: mg.core.sample_positions(key, jnp.array(count), 2)))(jax.random.split(jax.random.key(2), 4000)))
+  assert drawn.min() >= 0 and drawn.max() < count and (drawn[:, 0] != drawn[:, 1]).all()
+  for parts in (np.bincount(drawn.ravel() % 8, minlength=8), np.histogram(drawn, 8, (0, count))[0]):
+    assert np.abs(parts - 1000).max() < 5 * np.sqrt(1000)

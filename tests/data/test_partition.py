@@ -124,3 +124,16 @@ def test_other_errors():
     mg.data.split_tasks(4, 4, 0)
   with pytest.raises(ValueError, match="target_tasks is 2 and validation_tasks 2, but there are 4 tasks"):
     mg.data.split_tasks(4, 2, 0, validation=2)
+
+
+def test_parts_of_a_data_set_share_nothing_and_have_every_class():
+  labels = np.random.default_rng(0).integers(0, 7, 500)
+  runs, held = mg.data.split_samples(labels, 0.25)
+  assert sorted([*runs, *held]) == list(range(500)) and (np.diff(held) > 0).all()
+  np.testing.assert_allclose(np.bincount(labels[held]), 0.25 * np.bincount(labels), atol=0.5)
+  np.testing.assert_array_equal(mg.data.split_samples(labels, 0.25)[1], held)
+  assert (mg.data.split_samples(labels, 0.25, seed=1)[1][:20] != held[:20]).any() and not len(mg.data.split_samples(labels, 0.0)[1])
+  with pytest.raises(ValueError, match=r"\[0, 1\), got 1.0"):
+    mg.data.split_samples(labels, 1.0)
+  tasks = mg.partition_by_label(labels[held], tasks=3, labels_per_task=2, size_range=(4, 20), seed=0).of(held)
+  assert set(np.concatenate(tasks.train)) <= set(held) and all(len(set(labels[part])) == 2 for part in tasks.train)

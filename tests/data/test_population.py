@@ -54,3 +54,58 @@ def test_errors(own_data):
     mg.make_population(images[:40], labels[:40], partition)
   with pytest.raises(ValueError, match="standard deviation of pixels must be positive, got 0"):
     mg.make_population(images, labels, partition, scale=(0.0, 0.0))
+
+
+@pytest.fixture
+def arrays():
+  labels = np.arange(40) % 4
+  parts = tuple(np.arange(i, 40, 4) for i in range(2))
+  return np.zeros((40, 2, 2, 1), np.float32), labels, mg.data.Partition(parts, parts[::-1])
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda x, y: (x, y + 1), "no sample has 0 while the largest is 4.*classes=5.*return_inverse"),
+    (lambda x, y: (x, 2 * y), "no sample has 1 while the largest is 6"),
+    (lambda x, y: (x, np.where(np.arange(40) == 7, -1, y)), "sample 7 has -1"),
+    (lambda x, y: (x, y + 0.9), "labels must be integers.*float64"),
+    (lambda x, y: (x, y[:, None]), r"labels must be integers of shape \(samples,\), got int64\[40, 1\]"),
+    (lambda x, y: (x.astype(np.uint16), y), "uint8 .*or floats.*got uint16"), (lambda x, y: (x.astype(np.int64), y), "got int64"),
+    (lambda x, y: (x.astype(bool), y), "got bool"), (lambda x, y: (x.tolist(), y), "images must be an array"),
+    (lambda x, y: (np.where(np.arange(40)[:, None, None, None] == 5, np.nan, x), y), "image 5 has pixels that are not finite")])
+def test_arrays_that_would_train_to_nonsense(arrays, change, message):
+  images, labels, partition = arrays
+  mg.make_population(images, labels, partition)
+  images, labels = change(images, labels)
+  with pytest.raises(ValueError, match=message):
+    mg.make_population(images, labels, partition)
+  if "no sample has" not in message:  # a single task may lack labels, and a pool numbers its classes anew
+    for make in (mg.data.make_task, mg.fewshot.make_class_pool):
+      with pytest.raises(ValueError, match=message):
+        make(images, labels)
+
+
+def test_labels_may_have_gaps_where_the_number_of_classes_is_said(arrays):
+  images, labels, partition = arrays
+  assert mg.make_population(images, 2 * labels, partition, classes=7).labels.max() == 2
+  with pytest.raises(ValueError, match="labels must lie in 0 … 5 for 6 classes, but sample 3 has 6"):
+    mg.make_population(images, 2 * labels, partition, classes=6)
+  with pytest.raises(ValueError, match="but sample 3 has 3"):
+    mg.data.make_task(images, labels, classes=3)
+
+
+@pytest.mark.parametrize("train, test, message", [
+    (([0, 1], [2]), ([3], []), "task 1 of the partition has no test samples"), (([0, 1], []), ([3], [4]), "task 1 .* no train samples"),
+    (([0, -1], [2]), ([3], [4]), "train part of task 0 names sample -1"), (([0.0, 1.0], [2]), ([3], [4]), "task 0 must be numbers of samples, got float"),
+    (([0], [1]), ([2],), "2 train and 1 test parts"), ((), (), "0 train and 0 test")])
+def test_partitions_that_do_not_fit(arrays, train, test, message):
+  images, labels, _ = arrays
+  with pytest.raises(ValueError, match=message):
+    mg.make_population(images, labels, mg.data.Partition(train, test))
+  with pytest.raises(ValueError, match=message):
+    mg.federated.TaskStore(images, labels, mg.data.Partition(train, test), (0.5, 0.5))
+
+
+def test_a_partition_may_be_lists(arrays):
+  images, labels, _ = arrays
+  population = mg.make_population(images, labels, mg.data.Partition(([0, 1], [2, 5]), ([3], [4])))
+  np.testing.assert_array_equal(population.labels[population.train_index], labels[[[0, 1], [2, 5]]])

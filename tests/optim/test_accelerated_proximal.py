@@ -145,3 +145,59 @@ def test_errors():
     transform.update(jnp.ones(1), transform.init(jnp.ones(1)))
   with pytest.raises(ValueError, match="holds no accelerated_proximal"):
     mg.accelerated_proximal_eval_params(optax.sgd(0.1).init(jnp.ones(1)))
+
+
+def test_a_float64_problem_is_solved_to_float64():
+  """Its sequences' weights α_t, too: in float32 the solution would stall at 1e-8."""
+  with jax.enable_x64(True):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(30, 6))
+    b, hessian = a @ rng.normal(size=6), a.T @ a / 30
+    smooth = np.linalg.eigvalsh(hessian)[-1]
+    solver = mg.accelerated_proximal(mg.group_lasso(size_weighted=True), 0.5 / smooth, penalty_weight=0.0)
+    w = jnp.zeros(6)
+
+    def step(carry, _):
+      w, state = carry
+      updates, state = solver.update(jnp.asarray(hessian) @ w - jnp.asarray(a.T @ b / 30), state, w)
+      return (optax.apply_updates(w, updates), state), None
+    (_, state), _ = jax.lax.scan(step, (w, solver.init(w)), length=4000)
+    found = mg.accelerated_proximal_eval_params(state)
+    assert found.dtype == jnp.float64
+    np.testing.assert_allclose(found, np.linalg.solve(hessian, a.T @ b / 30), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda o: optax.chain(optax.clip_by_global_norm(9.0), o), lambda o: optax.multi_transform({"all": o}, "all"), lambda o: optax.MultiSteps(o, 1),
+    lambda o: optax.apply_if_finite(o, 2), lambda o: optax.masked(o, True)], ids=["chain", "multi_transform", "MultiSteps", "apply_if_finite", "masked"])
+def test_the_model_is_found_in_what_wraps_the_transform(wrap):
+  params = {"ag": jnp.array([1.0, -2.0]), "x": {"ag": jnp.array(3.0)}}  # names that its own state has, too
+  plain, wrapped = mg.accelerated_proximal(mg.l1(), 0.1, penalty_weight=0.5), wrap(mg.accelerated_proximal(mg.l1(), 0.1, penalty_weight=0.5))
+  expected, state = plain.init(params), wrapped.init(params)
+  for _ in range(2):
+    _, expected = plain.update(params, expected, params)
+    _, state = wrapped.update(params, state, params)
+  found = mg.accelerated_proximal_eval_params(state)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected.ag)
+
+
+def test_parts_with_transforms_of_their_own_are_put_together():
+  params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array(3.0)}
+  make = lambda weight: mg.accelerated_proximal(mg.l1(), 0.1, penalty_weight=weight)
+  both = optax.multi_transform({"one": make(0.5), "two": make(2.0)}, {"a": "one", "b": "two"})
+  _, state = both.update(params, both.init(params), params)
+  found = mg.accelerated_proximal_eval_params(state)
+  np.testing.assert_allclose(found["a"], [0.85, -1.75], rtol=1e-6)  # w − βg − βμ, towards 0
+  np.testing.assert_allclose(found["b"], 2.5, rtol=1e-6)
+  chained = optax.chain(make(0.5), make(0.5))
+  with pytest.raises(ValueError, match="several accelerated_proximal for the same parameters"):
+    mg.accelerated_proximal_eval_params(chained.init(params))
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(alpha=2), r"alpha must lie in \(0, 1\], got 2"), (dict(gamma=None), "gamma must be a number, got None"),
+    (dict(beta="0.1"), "beta must be a number, got '0.1'"), (dict(penalty_weight=float("nan")), "penalty_weight must not be negative, got nan"),
+    (dict(beta=np.float32(-1)), "beta must be positive, got -1"), (dict(alpha=np.float32(0)), "alpha must be positive")])
+def test_rates_that_are_none(options, message):
+  with pytest.raises(ValueError, match=f"accelerated_proximal: {message}"):
+    mg.accelerated_proximal(mg.l1(), **{"beta": 0.1, **options})

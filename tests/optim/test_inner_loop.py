@@ -83,3 +83,54 @@ def test_keys_reach_the_loss():
 def test_bad_options(problem):
   with pytest.raises(ValueError, match="unknown derivative 'exakt'. Did you mean 'exact'"):
     objective_of(problem, derivative="exakt")[0](params())
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "microbatched"])
+def test_gradients_reach_the_data_and_what_the_loss_refers_to(wrap, cut):
+  """Data that is learned (distillation), or a weight of the loss, against finite differences in float64 of the loop written out."""
+  rng = np.random.default_rng(0)
+  w = {"W": rng.normal(size=(3, 4)), "a": rng.normal(size=4), "b": rng.normal(size=4)}
+  x, y = rng.normal(size=(6, 3)), rng.normal(size=6)
+  params, f32 = jax.tree.map(jnp.float32, w), jnp.float32
+
+  def meta(x, weight):
+    loss = lambda p, batch, key=None: weight * tanh_loss(p, batch, key)
+    loss = mg.data.microbatched(loss, 2) if cut else loss
+    batch = mg.data.Batch(x, f32(y), jnp.ones(6))
+    end = mg.optim.descend(loss, params, lambda i: (batch, None), rates=0.1, steps=2)
+    return tanh_loss(end, mg.data.Batch(f32(x0), f32(y), jnp.ones(6)), None)
+
+  def by_hand(x, weight):
+    v = w
+    for _ in range(2):
+      v = {name: v[name] - 0.1 * weight * g for name, g in numpy_tanh_gradient(v, x, y).items()}
+    return numpy_tanh_loss(v, x0, y)
+  x0 = x
+  of_x, of_weight = jax.grad(wrap(meta), (0, 1))(f32(x), f32(0.7))
+  for place in ((0, 0), (3, 2), (5, 1)):
+    e = np.zeros_like(x)
+    e[place] = 1e-5
+    np.testing.assert_allclose(of_x[place], (by_hand(x + e, 0.7) - by_hand(x - e, 0.7)) / 2e-5, rtol=1e-3, atol=1e-6)
+  np.testing.assert_allclose(of_weight, (by_hand(x, 0.7 + 1e-5) - by_hand(x, 0.7 - 1e-5)) / 2e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("derivative", ["exact", "first_order"])
+def test_rates_are_learned_whatever_the_derivative(derivative):
+  """With constant gradients w_K = w_0 − α Σ g, so ∂L/∂α = −⟨∇L(w_K), Σ g⟩: first-order Meta-SGD. By hand in float64."""
+  rng = np.random.default_rng(1)
+  w = {"W": rng.normal(size=(3, 4)), "a": rng.normal(size=4), "b": rng.normal(size=4)}
+  x, y = rng.normal(size=(6, 3)), rng.normal(size=6)
+  batch = mg.data.Batch(jnp.float32(x), jnp.float32(y), jnp.ones(6))
+  end = lambda rate: mg.optim.descend(tanh_loss, jax.tree.map(jnp.float32, w), lambda i: (batch, None), rates=rate, steps=3, derivative=derivative)
+  found = jax.grad(lambda rate: tanh_loss(end(rate), batch, None))(jnp.float32(0.1))
+
+  def loop(rate, constants=None):
+    v, gradients = w, []
+    for t in range(3):
+      gradients.append(numpy_tanh_gradient(v, x, y) if constants is None else constants[t])
+      v = {name: v[name] - rate * g for name, g in gradients[-1].items()}
+    return v, gradients
+  constants = None if derivative == "exact" else loop(0.1)[1]
+  value = lambda rate: numpy_tanh_loss(loop(rate, constants)[0], x, y)
+  assert float(found) == pytest.approx((value(0.1 + 1e-5) - value(0.1 - 1e-5)) / 2e-5, rel=1e-3)

@@ -101,3 +101,20 @@ def test_an_empty_gate_has_no_penalty():
   w = {"backbone": jnp.ones(2), "gate": {}}
   assert penalty.value(w) == 0
   chex.assert_trees_all_equal(penalty.prox(w, 1.0), w)
+
+
+@pytest.mark.parametrize("step", [0.5, 0.0])
+def test_derivatives_where_a_group_is_zero(step):
+  """Of the value 0, a subgradient; of the prox 0 inside the ball and, without a ball, the identity's. At other groups by finite differences."""
+  w = jnp.array([[0.0, 3.0, 0.1], [0.0, 4.0, 0.2]])
+  penalty = mg.group_lasso(1)
+  np.testing.assert_allclose(jax.grad(penalty.value)(w), [[0, 0.6, 0.1 / np.sqrt(0.05)], [0, 0.8, 0.2 / np.sqrt(0.05)]], rtol=1e-5)
+  norms = jax.jacobian(lambda w: mg.optim.group_norms(1, w)[""])(w)
+  assert np.isfinite(norms).all() and (norms[0] == 0).all()
+  for prox in (lambda w: penalty.prox(w, step), lambda w: mg.optim.block_soft_threshold(w, step, axis=0)):
+    jacobian = np.asarray(jax.jacobian(prox)(w))
+    assert np.isfinite(jacobian).all()
+    np.testing.assert_array_equal(jacobian[:, 0, :, 0], np.eye(2) * (step == 0))
+    numeric = (np.asarray(prox(w.at[0, 1].add(1e-2)), np.float64) - np.asarray(prox(w.at[0, 1].add(-1e-2)), np.float64)) / 2e-2
+    np.testing.assert_allclose(jacobian[:, :, 0, 1], numeric, atol=2e-3)
+  assert np.isfinite(jax.grad(lambda s: penalty.prox(w, s).sum())(step))

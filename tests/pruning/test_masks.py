@@ -1,5 +1,7 @@
 """Masks against the number they promise, and what of them can still matter."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,3 +128,50 @@ def test_sparsity_may_be_traced():
 def test_errors_say_what_is_wrong(options, message):
   with pytest.raises(ValueError, match=message):
     mg.make_mask(tree_of(0, ties=False), **options)
+
+
+@pytest.mark.parametrize("scope", mg.pruning.SCOPES)
+@pytest.mark.parametrize("granularity", mg.pruning.GRANULARITIES)
+@pytest.mark.parametrize("channels, sparsity", [(8, 0.95), (3, 0.85), (4, 0.9), (1, 0.6)])
+def test_no_layer_goes_as_a_whole(scope, granularity, channels, sparsity):
+  score = {name: {"kernel": np.random.default_rng(i).uniform(size=(2, channels)).astype(np.float32)} for i, name in enumerate("ab")}
+  mask = mg.make_mask(score, sparsity, scope=scope, granularity=granularity)
+  kept = [np.asarray(layer["kernel"]) for layer in mask.values()]
+  assert all(leaf.any() for leaf in kept)
+  per_leaf = [channels, channels] if granularity == "channel" else [2 * channels] * 2
+  wanted = sum(max(1, n - round(sparsity * n)) for n in per_leaf) if scope == "layer" else max(2, sum(per_leaf) - round(sparsity * sum(per_leaf)))
+  assert sum(leaf.max(0).sum() if granularity == "channel" else leaf.sum() for leaf in kept) == wanted
+  for leaf, own in zip(kept, score.values()):  # and what is kept of each is its best
+    sums = own["kernel"].sum(0) if granularity == "channel" else own["kernel"]
+    assert leaf.max(0)[sums.argmax()] if granularity == "channel" else leaf.ravel()[sums.argmax()]
+
+
+def test_two_kernels_of_a_module_have_masks_of_their_own():
+  score = {"cell": {"input": jnp.array([[1.0, 2.0, 3.0, 4.0]]), "state": jnp.array([[4.0, 3.0, 2.0, 1.0]]), "bias": jnp.ones(4)}}
+  mask = mg.make_mask(score, 0.5, scope="layer", granularity="channel")["cell"]
+  assert (mask["input"].tolist(), mask["state"].tolist()) == ([[0, 0, 1, 1]], [[1, 1, 0, 0]])
+  assert mask["bias"].tolist() == [1, 1, 1, 1]  # each channel has one of its kernels
+  score["cell"]["state"] = 2 * score["cell"]["input"]
+  assert mg.make_mask(score, 0.5, scope="layer", granularity="channel")["cell"]["bias"].tolist() == [0, 0, 1, 1]
+
+
+def test_a_score_that_is_no_number_is_refused_or_seen():
+  score = {"a": jnp.ones((4, 4)), "b": jnp.ones((4, 4)).at[1, 2].set(jnp.nan), "bias": jnp.full(4, jnp.nan)}
+  for prune in (partial(mg.make_mask, score), partial(mg.pruning.prune_further, score, jax.tree.map(jnp.ones_like, score))):
+    with pytest.raises(ValueError, match="the score of 'b' is not a number"):
+      prune(0.5)
+    assert all(np.isnan(leaf).all() for name, leaf in jax.jit(prune)(0.5).items() if name != "bias")
+  mask = jax.tree.map(jnp.ones_like, score) | {"b": jnp.ones((4, 4)).at[1, 2].set(0)}  # what is removed already needs no score
+  kept = mg.pruning.prune_further(score, mask, 0.5)
+  assert kept["b"][1, 2] == 0 and sum(float(kept[name].sum()) for name in "ab") == 16
+
+
+def test_an_optimizers_state_is_masked_by_path_and_shape():
+  mask = {"a": jnp.array([[1.0, 0.0]]), "b": {"a": jnp.array([0.0, 1.0, 1.0])}}
+  state = {"mu": {"a": jnp.ones((1, 2)), "b": {"a": jnp.ones(3)}}, "history": {"b": {"a": jnp.ones((4, 3))}}, "rows": {"a": jnp.ones(1)}, "count": 3}
+  found = mg.pruning.mask_state(state, mask)
+  np.testing.assert_array_equal(found["mu"]["a"], [[1, 0]])
+  np.testing.assert_array_equal(found["mu"]["b"]["a"], [0, 1, 1])
+  np.testing.assert_array_equal(found["history"]["b"]["a"], [[0, 1, 1]] * 4)
+  np.testing.assert_array_equal(found["rows"]["a"], [1])
+  assert found["count"] == 3

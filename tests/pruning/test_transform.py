@@ -1,5 +1,7 @@
 """Schedules and masks while training, and the ANP score against finite differences of the mask."""
 
+import inspect
+import operator
 from functools import partial
 
 import chex
@@ -211,3 +213,62 @@ def test_episodes_over_a_mesh_are_the_same_training(few_shot):
   with pytest.raises(ValueError, match="3 tasks cannot be spread evenly over 2 devices"):
     mg.fewshot.run_meta_steps(learner, optimizer, lambda key, pool: mg.fewshot.sample_episode(key, pool, **SAMPLE), one, pool, steps=1,
                       episodes=3, mesh=mg.core.task_mesh(jax.devices()[:2]))
+
+
+def _optax_exports():
+  """By name, every optimizer and transformation of optax that can be made from a rate, from nothing or from another optimizer."""
+  found = {}
+  for name in [*dir(optax), *(f"contrib.{name}" for name in dir(optax.contrib))]:
+    make = operator.attrgetter(name)(optax)
+    if name.split(".")[-1].startswith("_") or not callable(make) or inspect.isclass(make):
+      continue
+    for arguments in ((0.1,), (), (optax.adam(0.1),)):
+      try:
+        made = make(*arguments)
+      except Exception:  # noqa: BLE001 -- it takes other arguments
+        continue
+      if isinstance(made, optax.GradientTransformation):
+        found[name] = made
+        break
+  return found | {
+      "masked": optax.masked(optax.adam(0.1), {"bias": False, "kernel": True}), "inject": optax.inject_hyperparams(optax.adam)(learning_rate=0.1),
+      "multi_transform": optax.multi_transform({"adam": optax.adam(0.1), "sgd": optax.sgd(0.1)}, {"kernel": "adam", "bias": "sgd"}),
+      "MultiSteps": optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(), "apply_if_finite": optax.apply_if_finite(optax.adam(0.1), 2),
+      "accelerated_proximal": mg.accelerated_proximal(mg.l1(), 0.1)}
+
+
+# What cannot be made as it is meant to be from one rate, or wants arguments of its own in `update`.
+UNUSABLE = {"scale_by_schedule", "stateless", "stateless_with_tree_map", "contrib.hutchinson_estimator_diag_hessian", "contrib.scale_by_muon",
+            "contrib.split_real_and_imaginary", "contrib.sophia"}
+# These make further zeros.
+ZEROS = {"keep_params_nonnegative", "accelerated_proximal"}
+OPTAX = _optax_exports()
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTAX) - UNUSABLE))
+def test_any_optimizer_of_optax_can_be_wrapped(name):
+  """Large enough for Adafactor to factor. What works alone works here, prunes to the weight, and brings nothing back."""
+  params = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(130, 140)) / 10, jnp.float32), "bias": jnp.zeros(140)}
+  loss = lambda p: jnp.mean((jnp.tanh(jnp.ones((1, 130)) @ p["kernel"]) + p["bias"] - 1)**2)
+  optimizer = mg.gradual_pruning(OPTAX[name], mg.pruning.sparsity_schedule("one_shot", 0.5, begin=1))
+  state, masks = optimizer.init(params), []
+  for _ in range(4):
+    value, gradient = jax.value_and_grad(loss)(params)
+    updates, state = optimizer.update(gradient, state, params, value=value, grad=gradient, value_fn=loss)
+    params = optax.apply_updates(params, updates)
+    masks.append(np.asarray(state.mask["kernel"]))
+  zeros = float((params["kernel"] == 0).mean())
+  assert zeros == 0.5 or (name in ZEROS and zeros > 0.5)
+  assert masks[0].all() and all((mask == masks[1]).all() for mask in masks[2:])
+  assert (np.asarray(params["kernel"])[masks[-1] == 0] == 0).all()
+
+
+def test_a_score_of_nan_is_seen_in_the_loss():
+  """Not in a network that is silently pruned to nothing."""
+  params = {"w": jnp.ones((4, 4))}
+  optimizer = mg.gradual_pruning(optax.adam(0.1), mg.pruning.sparsity_schedule("one_shot", 0.5, begin=1))
+  state = optimizer.init(params)
+  for _ in range(2):
+    updates, state = jax.jit(optimizer.update)(params, state, params, score={"w": jnp.full((4, 4), jnp.nan)})
+    params = optax.apply_updates(params, updates)
+  assert np.isnan(params["w"]).all()

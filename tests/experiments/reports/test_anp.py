@@ -101,10 +101,10 @@ def test_claims_are_judged_by_the_interval_over_seeds(tmp_path):
 def test_curves_of_one_panel_are_of_the_same_seeds(tmp_path, monkeypatch):
   records = _random_records([1], ("none", "anp")) | _random_records([2, 3], ("none", "anp", "snip"))
   records[2][1]["random"] = records[2][1]["snip"]  # a control that one seed has takes nothing from the others
-  plt = pyplot()
-  monkeypatch.setattr(plt, "close", lambda figure: None)
+  drawn = []
+  monkeypatch.setattr(type(pyplot()), "close", lambda self, figure: drawn.append(figure))
   report_of.write_report(report_of.make_report(_made_up_records(tmp_path, records)), tmp_path)
-  axis, = plt.gcf().axes
+  axis, = drawn[-1].axes
   for (score, seeds), container in zip((("none", (2, 3)), ("anp", (2, 3)), ("snip", (2, 3)), ("random", (2,))), axis.containers,
                                        strict=True):
     assert container.get_label().endswith(f"(seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})")

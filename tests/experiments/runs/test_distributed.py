@@ -139,7 +139,7 @@ def test_defaults_follow_the_devices():
   assert placement.microbatch(config, convolutions, mesh) == 2 and placement.microbatch(config, convolutions, None) == 0
   assert placement.microbatch(check_config(mnist.get_config()), mlp_network, mesh) == 0
   assert placement.microbatch(check_config(small_config(microbatch=7)), convolutions, mesh) == 7
-  one_step, two_steps = (mg.fedavg(None, local_lr=0.1, local_steps=k) for k in (1, 2))
+  one_step, two_steps = (mg.fedavg(mg.classification_loss(mlp_network), local_lr=0.1, local_steps=k) for k in (1, 2))
   mlp = check_config(mnist.get_config())
   assert [registry.train_axis(mlp, mlp_network, algorithm) for algorithm in (one_step, two_steps)] == ["merged", "vmap"]
   assert (registry.train_axis(config, convolutions, one_step), registry.evaluation_axis(mlp, mlp_network)) == ("auto", "vmap")

@@ -34,6 +34,7 @@ def test_points_fill_the_space_evenly(count):
 @pytest.fixture(scope="module")
 def small_config():
   c = digits.get_config()
+  c.tuning_fraction = 0.5
   c.update(model="mlp", widths=(8,), gated_layers=(), rounds=8, validation_tasks=3, algorithm="fedavg")
   return c
 
@@ -47,7 +48,7 @@ def test_a_trial_is_a_training_at_these_settings_measured_on_validation_tasks(sm
   # The same by hand: train at these settings, adapt each validation task at one of the rates, test.
   c.seed, c.local_lr, c.adapt_lr = 7, 0.3, tuner.rates[5]
   data = load(c)
-  tasks = make_tasks(c, data)
+  tasks = make_tasks(c, data, tuning=True)
   assert not set(tasks.validation) & (set(tasks.training) | set(tasks.target)) and len(tasks.validation) == 3
   network = registry.make_network(c, data.classes)
   algorithm = registry.make_algorithm(c, network)
@@ -61,6 +62,11 @@ def test_a_trial_is_a_training_at_these_settings_measured_on_validation_tasks(sm
                                              population.test(task)).accuracy) for task in tasks.validation])
   assert float(accuracies[5]) == pytest.approx(expected, abs=0.02)
   assert accuracies.shape == (len(tuner.rates),)
+  # No image of it is in any task of a run of any seed.
+  images = lambda partition: set(np.concatenate([*partition.train, *partition.test]))
+  for seed in (0, 7, 11):
+    c.seed = seed
+    assert not images(tasks.partition) & images(make_tasks(c, data).partition)
 
 
 def test_every_method_gets_the_same_budget(small_config):
@@ -87,6 +93,7 @@ def test_configs_read_what_was_tuned(tmp_path, monkeypatch):
   tune.merge(tmp_path / "mine.json", "mine", [entry("fedavg", False, 4, local_lr=0.4), entry("metagater", True, 1, beta=0.012)])
   assert len(json.loads((tmp_path / "mine.json").read_text())["methods"]) == 3
   c = digits.get_config()
+  c.tuning_fraction = 0.5
   c.tuned = "mine"
   checked = check_config(c)
   assert checked.beta == 0.012 and checked.local_lr == registry.ALGORITHMS["metagater"].settings["local_lr"]  # the rest: defaults
