@@ -78,13 +78,15 @@ def network_layers(backbone: nn.Module, image_shape: Sequence[int]) -> tuple[Lay
       return mark("module", path, out)
     kernel = own["kernel"]  # nn.Conv, nn.Dense, ConvUnit and other people's
     split = _contracted_axes(module, args[0].shape, kernel.shape, out.shape)
+    dense = split is not None
+    split = split or kernel.ndim - 1
     features = kernel.shape[split:]
     per_channel = sum(leaf.size for name, leaf in own.items() if name != "kernel" and getattr(leaf, "shape", None) == features)
     positions = module.positions(args[0]) if hasattr(module, "positions") else out.size // out.shape[0] // math.prod(features)
     again = any(layer.name == path for layer in layers)
     layers.append(Layer(
-        name=path, kind="conv" if split == kernel.ndim - 1 > 1 else "dense", outputs=math.prod(features),
-        inputs=args[0].shape[-1] if split == kernel.ndim - 1 else math.prod(kernel.shape[:split]),
+        name=path, kind="dense" if dense or kernel.ndim == 2 else "conv", outputs=math.prod(features),
+        inputs=math.prod(kernel.shape[:split]) if dense else args[0].shape[-1],
         macs=positions * kernel.size, parameters=0 if again else kernel.size + per_channel, per_channel=0 if again else per_channel,
         input_shape=tuple(args[0].shape[1:])))
     return mark("module", path, mark("out", number, out))
@@ -100,14 +102,14 @@ def network_layers(backbone: nn.Module, image_shape: Sequence[int]) -> tuple[Lay
 
 
 def _contracted_axes(module, inputs, kernel, outputs):
-  """How many of a kernel's axes the layer sums over; the others are its outputs. All but one, but for `nn.DenseGeneral`, whose kernel is
-  (inputs …, outputs …) and whose other axes are the same in and out."""
+  """How many of a kernel's axes a dense layer sums over; the others are its outputs. Its kernel is (inputs …, outputs …), several of each in
+  `nn.DenseGeneral`, and its other axes are the same in and out. None: it is a convolution, whose outputs are the last axis."""
   if not hasattr(module, "positions") and not isinstance(module, nn.Conv | nn.ConvLocal | nn.ConvTranspose):
     for split in range(len(kernel) - 1, 0, -1):
       rest = len(kernel) - split
       if inputs[-split:] == kernel[:split] and outputs[-rest:] == kernel[split:] and inputs[:-split] == outputs[:-rest]:
         return split
-  return len(kernel) - 1
+  return None
 
 
 _IMAGE = -1

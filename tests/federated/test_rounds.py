@@ -202,3 +202,30 @@ def test_a_transformation_in_front_of_the_server(linear_problem, key):
 def test_rates_must_be_positive(option):
   with pytest.raises(ValueError, match=f"{option} must be .*, got -1"):
     mg.metagater(linear_loss, **{"local_lr": 0.1, option: -1})
+
+
+@pytest.mark.parametrize("make", [
+    lambda loss: mg.fedavg(loss, local_lr=0.1), lambda loss: mg.metagater(loss, local_lr=0.1), lambda loss: mg.per_fedavg(loss, local_lr=0.1, inner_lr=0.1),
+    lambda loss: mg.federated.federated_pruning(lambda loss: mg.metagater(loss, local_lr=0.1), loss, mg.pruning.sparsity_schedule("one_shot", 0.5),
+                                                mg.pruning.magnitude(), prunable=lambda name, leaf: name == "w")])
+def test_a_donated_state_leaves_the_callers_parameters_and_key(linear_problem, make):
+  """So that a second algorithm can start from them."""
+  population, _ = linear_problem
+  params, key = {"w": jnp.array([0.5, -1.0, 0.2]), "b": jnp.array(0.3)}, jax.random.key(3)
+  algorithm = make(linear_loss)
+  rounds = jax.jit(partial(mg.run_rounds, algorithm, rounds=1, cohort=2, batch_size=4), donate_argnums=0)
+  models = [algorithm.deploy(rounds(mg.federated_init(algorithm, params, key), population, jnp.arange(5))[0].server) for _ in range(2)]
+  jax.tree.map(np.testing.assert_array_equal, *models)
+  np.testing.assert_allclose(params["w"], [0.5, -1.0, 0.2])
+  assert jax.random.key_data(key).shape == (2,)
+
+
+def test_a_donated_meta_state_leaves_the_callers_parameters_and_key():
+  params, key = {"w": jnp.ones(3)}, jax.random.key(3)
+  learner = mg.maml(lambda p, batch, key: jnp.sum((p["w"] - batch)**2), inner_lr=0.1)
+  optimizer = optax.adam(0.1)
+  steps = jax.jit(partial(mg.fewshot.run_meta_steps, learner, optimizer, lambda key, data: mg.data.Episode(data, data), steps=1, episodes=1),
+                  donate_argnums=0)
+  for _ in range(2):
+    steps(mg.fewshot.meta_init(learner, optimizer, params, key), jnp.zeros(3))
+  assert params["w"].sum() == 3 and jax.random.key_data(key).shape == (2,)

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import metagater_jax as mg
 
@@ -114,3 +115,31 @@ def test_concatenated_and_shared_layers():
   saved = mg.nn.dense_cost(layers)[0] - float(mg.nn.gated_macs(layers, off)[0])
   assert saved == layers[0].macs + layers[2].macs / 4
   assert mg.nn.head_of(Branches(), (4, 4, 3)) == "head" and mg.nn.head_of(mg.MLP(classes=2), (4, 4, 1)) == "output"
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_projections_of_attention_against_flax_and_by_hand(heads):
+  """Query, key, value and output are 16 × 12 and 12 × 16 matrices with biases at 9 places, however many heads share them."""
+  class Attending(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+      x = nn.Dense(16, name="embed")(images.reshape(images.shape[0], 9, -1))
+      x = nn.MultiHeadDotProductAttention(heads, qkv_features=12, name="attention")(x)
+      return nn.Dense(3, name="output")(x.mean(1))
+  layers = {layer.name: layer for layer in mg.nn.network_layers(Attending(), (3, 3, 2))}
+  for name in ("query", "key", "value"):
+    layer = layers[f"attention/{name}"]
+    assert (layer.macs, layer.parameters, layer.kind, layer.inputs, layer.outputs) == (9 * 16 * 12, 16 * 12 + 12, "dense", 16, 12)
+  out = layers["attention/out"]
+  assert (out.macs, out.parameters, out.inputs, out.outputs) == (9 * 12 * 16, 12 * 16 + 16, 12, 16)
+  params = Attending().init(jax.random.key(0), jnp.zeros((1, 3, 3, 2)))["params"]
+  assert sum(layer.parameters for layer in layers.values()) == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def test_a_convolution_as_wide_as_its_image_is_no_matrix():
+  class Wide(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+      return nn.Dense(2, name="output")(nn.Conv(3, (3, 3), name="conv")(images).mean((1, 2)))
+  layer = mg.nn.network_layers(Wide(), (3, 3, 3))[0]
+  assert (layer.kind, layer.macs, layer.parameters) == ("conv", 9 * 81, 84)

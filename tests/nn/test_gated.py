@@ -172,3 +172,66 @@ def test_classification_loss_ignores_padding(small_network, small_population, ke
   probabilities = np.asarray(jax.nn.softmax(logits), np.float64)
   expected = -np.mean(np.log(probabilities[np.arange(count), padded.labels[:count]]))
   np.testing.assert_allclose(loss(params, padded), expected, rtol=1e-5)
+
+
+class Dropping(nn.Module):
+  """Two gated layers, one of them computed again in the backward pass, and dropout between them."""
+
+  remat: bool = False
+  rate: float = 0.5
+
+  @nn.compact
+  def __call__(self, images):
+    unit = nn.remat(mg.nn.ConvUnit) if self.remat else mg.nn.ConvUnit
+    x = unit(6, name="first")(images)
+    x = nn.Dropout(self.rate)(x)
+    x = mg.nn.ConvUnit(8, name="second")(x)
+    return nn.Dense(3, name="output")(x.mean((1, 2)))
+
+
+def test_a_gate_inside_remat_computes_the_same():
+  networks = [mg.GatedNetwork(Dropping(remat), ("first", "second"), initial_log_odds=0.3, logit_scale=1.0) for remat in (False, True)]
+  params = networks[0].init(jax.random.key(0), (6, 6, 2))
+  assert jax.tree.structure(params) == jax.tree.structure(networks[1].init(jax.random.key(0), (6, 6, 2)))
+  images = jax.random.normal(jax.random.key(1), (5, 6, 6, 2))
+  batch = mg.data.Batch(images, jnp.arange(5) % 3, jnp.ones(5))
+  for key in (None, jax.random.key(2)):
+    (logits, masks), (again, other) = (jax.jit(network.apply)(params, images, key) for network in networks)
+    np.testing.assert_allclose(logits, again, rtol=1e-5, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, masks, other)
+    assert 0 < masks["second"].mean() < 1
+    gradients = [jax.jit(jax.grad(mg.classification_loss(network)))(params, batch, key) for network in networks]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *gradients)
+
+
+def test_dropout_is_off_without_a_key_and_a_rows_own_with_one():
+  network, certain = (mg.GatedNetwork(Dropping(rate=rate)) for rate in (0.5, 0.0))
+  params = network.init(jax.random.key(0), (6, 6, 2))
+  images = jax.random.normal(jax.random.key(1), (64, 6, 6, 2))
+  np.testing.assert_array_equal(network.apply(params, images)[0], certain.apply(params, images)[0])
+  keys = mg.core.row_keys(jax.random.key(2), 64)
+  together = network.apply(params, images, keys)[0]
+  apart = jnp.concatenate([network.apply(params, images[i:i + 8], keys[i:i + 8])[0] for i in range(0, 64, 8)])
+  np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-6)
+  # It drops half and doubles the rest: by the moments of what leaves the layer.
+  dropped = mg.nn.drop(nn.Dropout(0.5), jnp.ones((64, 500)), keys)
+  assert set(np.unique(dropped)) == {0, 2} and abs(dropped.mean() - 1) < 0.03
+  assert mg.nn.network_layers(network.backbone, (6, 6, 2))[1].sources == ("first",)
+
+
+def test_a_backbone_with_state_beside_its_parameters_is_refused():
+  class Averaging(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+      x = nn.BatchNorm(use_running_average=False)(nn.Conv(4, (3, 3))(images))
+      return nn.Dense(2)(x.mean((1, 2)))
+  with pytest.raises(ValueError, match="Averaging keeps batch_stats beside its parameters, as nn.BatchNorm .*nn.GroupNorm or nn.LayerNorm"):
+    mg.GatedNetwork(Averaging()).init(jax.random.key(0), (6, 6, 1))
+
+
+def test_parameters_of_a_network_with_other_gates_are_refused(small_network):
+  params = mg.GatedNetwork(small_network.backbone).init(jax.random.key(0), (8, 8, 1))
+  with pytest.raises(ValueError, match="no gate for conv3.*other gated_layers"):
+    small_network.apply(params, jnp.zeros((2, 8, 8, 1)))
+  with pytest.raises(ValueError, match="two_stage adapts gates, but this model has none"):
+    mg.two_stage(mg.classification_loss(small_network)).adapt(mg.Model(params), None)

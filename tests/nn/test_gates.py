@@ -92,3 +92,17 @@ def test_sparsity_counts_channels_over_all_layers():
   np.testing.assert_allclose(mg.nn.sparsity(masks), [2 / 6, 2 / 6], rtol=1e-6)
   with pytest.raises(ValueError, match="no gated layer"):
     mg.nn.sparsity({})
+
+
+def test_a_temperature_may_be_traced_and_annealed():
+  """Under jit, vmap, in a scan, and as an argument that is differentiated: the threshold does not depend on it."""
+  log_odds = jnp.array([[-2.0, 0.5, 1.0]])
+  slope = lambda temperature: jax.grad(lambda l: mg.binarize(l, temperature).sum())(log_odds)
+  temperatures = jnp.array([0.3, 1.0, 4.0])
+  expected = [soft_derivative(log_odds, float(t)) for t in temperatures]
+  np.testing.assert_allclose(jax.jit(jax.vmap(slope))(temperatures), expected, rtol=2e-4)
+  annealed = jax.lax.scan(lambda t, _: (0.5 * t, slope(t)), 2.0, length=3)[1]
+  np.testing.assert_allclose(annealed, [soft_derivative(log_odds, t) for t in (2.0, 1.0, 0.5)], rtol=2e-4)
+  assert jax.grad(lambda t: mg.binarize(log_odds, t).sum())(1.0) == 0
+  half = jax.grad(lambda l: mg.binarize(l, jnp.float32(0.5)).sum().astype(jnp.float32))(log_odds.astype(jnp.bfloat16))
+  assert half.dtype == jnp.bfloat16
