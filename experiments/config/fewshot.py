@@ -67,6 +67,8 @@ def base_config() -> ConfigDict:
 def check_config(config: ConfigDict) -> ConfigDict:
   """A copy with every field resolved, or a ConfigError that names the field, what it may be, and what it is."""
   config = config.copy_and_resolve_references()
+  fields.check_name(config.name)
+  fields.check_seed(config.seed)
   if config.train_queries is None:
     config.train_queries = config.queries
   datasets = [name for name, row in registry.DATASETS.items() if row.splits]
@@ -76,6 +78,8 @@ def check_config(config: ConfigDict) -> ConfigDict:
   fields.check_counts(config, ("ways", "shots", "queries", "train_queries", "inner_steps", "test_inner_steps", "episodes", "steps", "eval_every",
                                "validation_episodes", "test_episodes", "steps_per_dispatch", "adapt_steps", "chunk", "gate_hidden"))
   fields.check_positive(config, ("inner_lr", "outer_lr", "adapt_lr", "gate_adapt_lr"))
+  if config.test_episodes < 2:
+    raise ConfigError(f"test_episodes must be at least 2, got {config.test_episodes}: of one there is no confidence interval.")
   if config.ways < 2:
     raise ConfigError(f"ways must be at least 2, got {config.ways}: with one class there is nothing to tell apart.")
   learner = registry.LEARNERS[config.learner]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.config.fields import FREE, ConfigError, check_same
+from experiments.config.fields import FREE, ConfigError, check_same, check_seed
 from experiments.runs.records import read_config, write_json
 
 __all__ = ["Part", "carry_out", "check_seeds", "parse_seeds", "settings_of"]
@@ -116,6 +116,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     first, dash, last = part.partition("-")
     if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
       raise ConfigError(f"seeds are written 4, 1-3 or 1,4-6; got '{text}'.")
+    check_seed(int(last or first))
     seeds += range(int(first), int(last or first) + 1)
   return tuple(dict.fromkeys(seeds))
 

@@ -3,6 +3,8 @@
 import builtins
 import importlib.util
 import io
+import os
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -116,3 +118,54 @@ def test_missing_tfds_says_what_to_install(monkeypatch):
   monkeypatch.setattr(builtins, "__import__", without)
   with pytest.raises(datasets.DatasetError, match="pip install tensorflow-datasets importlib_resources"):
     datasets.load_dataset("mnist")
+
+
+def test_a_damaged_cache_is_made_anew(tfds_folder):
+  folder, _ = tfds_folder
+  whole = np.array(datasets.load_dataset("mnist", folder).images)
+  entry, = datasets.cache_directory().iterdir()
+  for damage in (lambda: (entry / "labels.npy").unlink(), lambda: (entry / "images.npy").write_bytes((entry / "images.npy").read_bytes()[:-9]),
+                 lambda: (entry / "images.npy").write_bytes(b"no array")):
+    damage()
+    np.testing.assert_array_equal(datasets.load_dataset("mnist", folder).images, whole)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tfds_folder, monkeypatch, tmp_path):
+  (tmp_path / "file").write_text("")
+  monkeypatch.setenv("METAGATER_CACHE", str(tmp_path / "file"))
+  with pytest.raises(datasets.DatasetError, match="decoded images of 'mnist' cannot be written to .*file.*METAGATER_CACHE"):
+    datasets.load_dataset("mnist", tfds_folder[0])
+  monkeypatch.setenv("METAGATER_CACHE", str(tmp_path / "new"))
+  monkeypatch.setattr(datasets.shutil, "disk_usage", lambda path: type("", (), {"free": 3000}))
+  with pytest.raises(datasets.DatasetError, match="No space left.*METAGATER_CACHE"):
+    datasets.load_dataset("mnist", tfds_folder[0])
+  assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_truncated_record_is_named(tfds_folder, tmp_path):
+  shutil.copytree(tfds_folder[0], tmp_path / "cut")
+  file = next((tmp_path / "cut").rglob("*train*array_record*"))
+  os.truncate(file, file.stat().st_size // 2)
+  with pytest.raises(datasets.DatasetError, match=f"split 'train' is damaged or cut off.*{file.name}"):
+    datasets.load_dataset("mnist", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_images_of_one_bit_are_black_and_white_whatever_decodes_them(tmp_path, white):
+  """Pillow gives 0 and 1, OpenCV 0 and 255."""
+  class Builder:
+    name, data_dir, version = "bits", str(tmp_path), "1.0.0"
+    info = type("", (), {"splits": {"train": type("", (), {"num_examples": 4, "filepaths": []})}})
+
+    def as_data_source(self, split):
+      del split
+      pictures = [np.full((2, 2, 1), white * (i % 2), np.uint8) for i in range(4)]
+      return type("", (), {"__getitems__": lambda self, rows: [{"image": pictures[i], "label": i} for i in rows]})()
+  folder = datasets._cached("bits", Builder(), ["train"], shape=(2, 2, 1))
+  assert np.load(folder / "images.npy")[:, 0, 0, 0].tolist() == [0, 255, 0, 255]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, capsys):
+  (tmp_path / "file").write_text("")
+  assert prepare.main(["mnist", f"--data_dir={tmp_path / 'file' / 'below'}"]) == 2
+  assert "cannot be made (Not a directory); give another with --data_dir" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from configs import digits
 from experiments.config.federated import check_config
 from experiments.config.registry import make_network
 from experiments.run import main
+from experiments.reports.run import report_run
 from experiments.runs.records import load_model
 from experiments.studies.sparsity_curve import curve_of_run
 from metagater_jax.data.datasets import load_dataset
@@ -28,10 +29,13 @@ SHORT = ["--config.rounds=6", "--config.eval_every=3", "--config.rounds_per_disp
 
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory):
-  """The default command twice with one seed: in a process of its own, which compiles its programs itself, and in this one."""
+  """The default command twice with one seed: in a process of its own, which compiles its programs itself, and in this one. The first can
+  print ASCII only, and has a Matplotlib backend that is none."""
   folders = [tmp_path_factory.mktemp("run") / "work" for _ in range(2)]
   process = subprocess.run([sys.executable, "-m", "experiments.run", f"--workdir={folders[0]}", "--config.seed=3", *SHORT], cwd=ROOT, text=True,
-                           capture_output=True, timeout=300, env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"})
+                           capture_output=True, timeout=300, env={
+                               **os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+                               "MPLBACKEND": "nonsense"})
   return folders, [process, call(main, f"--workdir={folders[1]}", "--config.seed=3", *SHORT)]
 
 
@@ -118,6 +122,8 @@ def test_the_knob_on_a_finished_run(two_runs):
     (["--config=configs/cifarfs_maml.py"], "is not for experiments.run"),
     (["--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
     (["configs/mnist.py"], "unexpected argument 'configs/mnist.py'"),
+    (["--config.seed=18446744073709551616"], "seed must lie in"),
+    (["--config.name=a/b"], "name must be the plain name of a folder"),
     (["--config.beta=abc"], "could not convert string to float: 'abc'"),
 ])
 def test_bad_input_ends_the_command_with_one_clear_line(arguments, message, tmp_path):
@@ -125,3 +131,21 @@ def test_bad_input_ends_the_command_with_one_clear_line(arguments, message, tmp_
   assert outcome.status == 2 and outcome.out == ""
   assert outcome.err.startswith("experiments.run: ") and message in outcome.err
   assert not (tmp_path / "w").exists()
+
+
+def test_a_name_makes_no_folder_elsewhere(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  outcome = call(main, "--config.name=../up")
+  assert outcome.status == 2 and "plain name of a folder" in outcome.err and list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_is_one_line(tmp_path, monkeypatch):
+  monkeypatch.setattr("experiments.run.run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+  outcome = call(main, f"--workdir={tmp_path / 'w'}")
+  assert outcome.status == 130 and "interrupted" in outcome.err and "Traceback" not in outcome.err
+
+
+def test_a_figure_that_cannot_be_drawn_ends_no_run(two_runs, monkeypatch):
+  monkeypatch.setattr("experiments.reports.run.plot_tasks", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+  text = report_run(two_runs[0][0])
+  assert "accuracy after adaptation" in text and "a figure could not be drawn (OSError: [Errno 28] No space left" in text

@@ -1,8 +1,11 @@
 """Fields are checked before any long work, and every config file passes."""
 
+import json
 import importlib
 
 import jax
+from pathlib import Path
+import numpy as np
 import pytest
 
 from configs import digits
@@ -52,6 +55,11 @@ def test_checking_a_config_leaves_it_as_it_was():
     (dict(penalty="group_laso"), "Did you mean 'group_lasso'"),
     (dict(gamma="nestrov"), "Did you mean 'nesterov'"),
     (dict(widths=(16, 0, 3)), "widths must be positive"),
+    (dict(widths=(True, 2, 3)), "widths must be positive whole numbers"),
+    (dict(seed=2**32), r"seed must lie in 0 … 2\^32 − 1, got 4294967296"), (dict(seed=-1), "seed must lie in"),
+    (dict(name="../up"), "name must be the plain name of a folder.*got '../up'"), (dict(name=".."), "plain name"), (dict(name=""), "plain name"),
+    (dict(tuning_fraction=1.0), r"tuning_fraction must lie in \[0, 1\), got 1.0"), (dict(penalty_weight=float("nan")), "penalty_weight must not"),
+    (dict(model="resnet12", widths=(4, 4), gated_layers=(), microbatch=2), r"microbatch is 2, but model 'resnet12' does not say \(rowwise"),
     (dict(test_fraction=0.0), "test_fraction must lie between 0 and 1"),
 ])
 def test_bad_fields_are_named_before_anything_is_written(change, message, tmp_path):
@@ -76,3 +84,25 @@ def test_every_config_file_can_run(name):
     config = check_config(config)
     network, layers = make_network(config, 10), config.gated_layers if config.gated else ()
   assert set(jax.eval_shape(lambda key: network.init(key, shape), jax.random.key(0))["gate"]) == set(layers)
+
+
+def test_fields_take_what_has_one_meaning():
+  """NumPy's numbers, paths, lists and arrays; and a number where a field is text that may be one."""
+  config = digits.get_config()
+  config.tasks, config.local_lr, config.weighted = np.int64(20), np.float32(0.5), np.bool_(True)
+  config.widths, config.size_range, config.gated_layers = [np.int32(8), 8, 8], np.array([20, 30]), ["conv3"]
+  config.data_dir, config.mesh, config.task_axis, config.adapt_lr = Path("data"), 1, np.int64(4), 1
+  config.prune.episodes = np.int16(3)
+  found = json.loads(check_config(config).to_json())
+  wanted = {"tasks": 20, "local_lr": 0.5, "weighted": True, "widths": [8, 8, 8], "size_range": [20, 30], "gated_layers": ["conv3"],
+            "data_dir": "data", "mesh": "1", "task_axis": "4", "adapt_lr": 1.0}
+  assert {name: found[name] for name in wanted} == wanted and found["prune"]["episodes"] == 3
+
+
+@pytest.mark.parametrize("field, value, message", [
+    ("tasks", 2.5, "tasks must be a whole number, got 2.5"), ("tasks", True, "must be a whole number, got True"),
+    ("local_lr", "0.1", "local_lr must be a number, got '0.1'"), ("widths", 3, "widths must be a tuple"), ("gated", 1, "gated must be True or False"),
+    ("model", 3.0, "model must be text")])
+def test_fields_of_another_type_name_the_remedy(field, value, message):
+  with pytest.raises(ConfigError, match=message):
+    digits.get_config()[field] = value
