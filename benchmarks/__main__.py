@@ -1,7 +1,7 @@
 """`python -m benchmarks`: everything that is measured about speed, as a table and as JSON with facts about the machine.
 
-`--quick` takes about a minute. `--only=rounds,cohorts` picks sections and leaves the others' rows in the file
-as they are. With `--backend=gpu` JAX must see a GPU; nothing needs a
+`--quick` measures few cases, and begins no section when its minute is over: what is left out is said. `--only=rounds,cohorts` picks sections and
+leaves the others' rows in the file as they are. With `--backend=gpu` JAX must see a GPU; nothing needs a
 network, TensorFlow or a data set (loading and the paper's commands are measured where `--data_dir` has them). PyTorch and
 FedJAX are optional: `pip install -e '.[benchmark]'`, and `make .venv-fedjax/ready`, an environment of its own.
 """
@@ -16,6 +16,9 @@ import jax
 
 from benchmarks import fewshot, lasso, pipeline, roofline, rounds, scaling
 from benchmarks.measure import cores, machine
+
+# Seconds after which `--quick` begins nothing more. A section takes some ten seconds of compiling and as many of measuring.
+MINUTE = 40
 
 
 def _sections(options):
@@ -33,7 +36,7 @@ def _sections(options):
 def main() -> None:
   """The command."""
   parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
-  parser.add_argument("--quick", action="store_true", help="fewer cases, in about a minute")
+  parser.add_argument("--quick", action="store_true", help="few cases, and no section is begun when a minute is over")
   parser.add_argument("--only", type=lambda text: text.split(","), help="sections, separated by commas; default: all")
   parser.add_argument("--repeats", type=int, help="of each measurement; default: 7, or 3 with --quick")
   parser.add_argument("--backend", choices=["cpu", "gpu", "tpu"], help="fail if JAX runs on another one")
@@ -53,10 +56,14 @@ def main() -> None:
   facts = machine()
   print(", ".join(f"{name} {value}" for name, value in facts.items()))
   rows = _kept(options, facts)
+  begin, left_out = time.perf_counter(), []
   for name, section in sections.items():
     if options.only is not None and name not in options.only:
       continue
     start = time.perf_counter()
+    if options.quick and options.only is None and start - begin > MINUTE:
+      left_out.append(name)
+      continue
     for found in section(repeats, options.quick):
       rows.append({"section": name, "date": facts["date"], **found})
       print(_line(rows[-1]), flush=True)
@@ -65,6 +72,8 @@ def main() -> None:
       options.out.parent.mkdir(parents=True, exist_ok=True)
       options.out.write_text(json.dumps({"machine": facts, "quick": options.quick, "repeats": repeats, "rows": rows},
                                         indent=1) + "\n")
+  if left_out:
+    print(f"left out, because the minute is over: {', '.join(left_out)}; --only={left_out[0]} measures one, and without --quick all are.")
 
 
 def _kept(options, facts):

@@ -89,7 +89,7 @@ def _quiet():
 
 
 def _interrupted(program: str) -> NoReturn:
-  print(f"\n{program}: interrupted. What was computed until then is in its folder; the same command runs what is missing.", file=sys.stderr)
+  print(f"\n{program}: interrupted. What was recorded until then is kept; the same command may be given again.", file=sys.stderr)
   sys.exit(130)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments.command import study_command, words
 from experiments.reports.run import plot_sparsity_curve
-from experiments.runs.records import read_config, write_json
+from experiments.runs.records import make_folder, read_config, write_json
 from experiments.studies.sparsity_curve import curve_of_run
 
 __all__ = ["main"]
@@ -27,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   options = parser.parse_args(arguments)
 
   def body():
+    make_folder(options.out.parent, "out")
     curves = [curve_of_run(run, options.sparsities, options.data_dir, partial(print, flush=True)) for run in options.run]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.out.with_suffix(".json"), curves)
     title = f"{read_config(options.run[0])['name']}: {len(curves)} seed{'s' if len(curves) > 1 else ''}"
     plot_sparsity_curve(options.out.with_suffix(".png"), curves, title)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import __main__ as command_of
 from benchmarks import measure, rounds, scaling
 from experiments.reports.benchmarks import section_table
 
@@ -63,3 +64,19 @@ def test_a_synthetic_file_is_what_numpy_loads_and_is_gone_afterwards():
     assert np.asarray(images[:500]).std() > 50
     np.testing.assert_array_equal(images[20 * 500], images[0])  # the block comes again
   assert not path.exists()
+
+
+def test_quick_begins_nothing_after_its_minute(capsys, monkeypatch):
+  begun, now = [], [0.0]
+
+  def section(name):
+    def measure(repeats, quick):
+      begun.append(name)
+      now[0] += 25
+      return []
+    return measure
+  monkeypatch.setattr(command_of, "_sections", lambda options: {name: section(name) for name in ("a", "b", "c", "d")})
+  monkeypatch.setattr(command_of.time, "perf_counter", lambda: now[0])
+  monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick", "--devices=8"])
+  command_of.main()
+  assert begun == ["a", "b"] and "left out, because the minute is over: c, d; --only=c" in capsys.readouterr().out

@@ -23,7 +23,7 @@ from experiments.runs.measures import spread
 from experiments.runs.programs import Clock
 from metagater_jax.core.trees import Model, named_leaves
 
-__all__ = ["DivergedError", "MetricsWriter", "NotSavedError", "Progress", "check_workdir", "claim", "load_model", "load_parameters", "model_name", "read_config", "read_metrics", "read_result",
+__all__ = ["DivergedError", "MetricsWriter", "NotSavedError", "Progress", "check_workdir", "claim", "load_model", "load_parameters", "make_folder", "model_name", "read_config", "read_metrics", "read_result",
            "save_model", "save_parameters", "save_run", "summary", "versions", "write_json"]
 
 
@@ -157,6 +157,24 @@ def load_parameters(path: str | Path) -> tuple[Any, dict[str, np.ndarray]]:
   return params, scalars
 
 
+def make_folder(folder: str | Path, option: str = "workdir") -> Path:
+  """A folder that can be written, made if it is missing: before anything long runs.
+
+  Raises:
+    ConfigError: it is a file, or cannot be made or written; the message names the option that gives another.
+  """
+  folder = Path(folder)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except FileExistsError as error:
+    raise ConfigError(f"the {option} {folder} is a file; give a folder.") from error
+  except OSError as error:
+    raise ConfigError(f"the {option} {folder} cannot be written ({error.strerror}); give another with --{option}=FOLDER.") from error
+  return folder
+
+
 # What a run writes.
 _FILES = ("config.json", "partition.json", "metrics.jsonl", "metrics.csv", "meta_model.npz", "mask.npz", "test_episodes.csv", "result.json")
 # Says which process is writing into a workdir.
@@ -174,14 +192,7 @@ def check_workdir(workdir: Path, config: ConfigDict | None = None) -> None:
     ConfigError: a folder that cannot be made or written, that another process is writing, or that holds a finished run or one of another
       configuration.
   """
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=workdir):
-      pass
-  except FileExistsError as error:
-    raise ConfigError(f"the workdir {workdir} is a file; give a folder.") from error
-  except OSError as error:
-    raise ConfigError(f"the workdir {workdir} cannot be written ({error.strerror}); give another with --workdir=FOLDER.") from error
+  make_folder(workdir)
   if (workdir / "result.json").exists():
     raise ConfigError(f"the workdir {workdir} already holds another run (result.json); give a new folder, or remove this one.")
   if (workdir / _RUNNING).is_file():

@@ -28,7 +28,7 @@ from experiments.reports.anp import make_report, write_report
 from experiments.runs import placement
 from experiments.runs.fewshot import FewShot, Splits, load_splits
 from experiments.runs.programs import compiler_options
-from experiments.runs.records import load_parameters, save_parameters, write_json
+from experiments.runs.records import load_parameters, make_folder, save_parameters, write_json
 from experiments.studies.anp_cases import AT_ONCE, CASES, LEVELS, MAIN, SCORES, Case
 from experiments.studies.study import Part, carry_out, check_seeds, settings_of
 from metagater_jax.core.trees import named_leaves
@@ -88,6 +88,7 @@ def reproduce(workdir: str | Path, *, cases: Sequence[str] = tuple(CASES), seeds
     run_case(*planned[group], scores, splits, log)
     return {}
 
+  make_folder(workdir)
   carry_out(groups, run, log=log)
   report = make_report(workdir)
   write_report(report, workdir)

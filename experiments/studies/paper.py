@@ -17,6 +17,7 @@ from experiments.config.fields import check_known, with_fields
 from experiments.reports import paper as report
 from experiments.runs import placement
 from experiments.runs.federated import load, run_seeds
+from experiments.runs.records import make_folder
 from experiments.studies.protocols import BASE, CURVES, GATED, TABLES, Row, is_pruning, protocol_config, rows_of
 from experiments.studies.study import Part, carry_out, check_seeds
 from metagater_jax.data.datasets import Dataset
@@ -94,6 +95,7 @@ def reproduce(workdir: str | Path, *, tables: Sequence[str] = tuple(TABLES), see
     figures = f"{np.mean(good):.1f} % over {len(good)} seeds" if good else ""
     return f"{name}: {'; '.join(filter(None, [figures, *failed]))} ({seconds:.0f} s)"
 
+  make_folder(workdir)
   carry_out(groups, run, defaults=base_config(), line=line, log=log, keep_going=True)
   return report.write(workdir, [number for number in TABLES if number in tables], seeds, configs)
 

@@ -15,7 +15,7 @@ from experiments.config.federated import check_config
 from experiments.config.fields import check_known, with_fields
 from experiments.reports.pruned_rounds import make_report
 from experiments.runs.federated import run_seeds
-from experiments.runs.records import read_result
+from experiments.runs.records import make_folder, read_result
 from experiments.studies.anp_cases import SCORES as ANP_SCORES
 from experiments.studies.protocols import protocol_config
 from experiments.studies.study import Part, carry_out, check_seeds
@@ -68,5 +68,6 @@ def reproduce(workdir: str | Path, *, scores: Sequence[str] = tuple(SCORES), see
     return f"{ANP_SCORES[score].label}: " + ", ".join(
         f"{100 * read_result(part.record.parent)['accuracy']['mean']:.2f} %" for part in groups[score]) + f" ({seconds:.0f} s)"
 
+  make_folder(workdir)
   carry_out(groups, run, defaults=base_config(), line=line, log=log)
   return make_report(workdir, scores, seeds, config)

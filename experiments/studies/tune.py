@@ -23,7 +23,7 @@ from experiments.config import ConfigError, registry
 from experiments.config.federated import check_config
 from experiments.config.fields import check_known, with_fields
 from experiments.runs.federated import load, make_tasks
-from experiments.runs.records import write_json
+from experiments.runs.records import make_folder, write_json
 from experiments.studies.protocols import BASE, is_pruning
 from experiments.studies.study import Part, carry_out, check_seeds, settings_of
 
@@ -201,6 +201,8 @@ def reproduce(workdir: str | Path, out: Path, configs: Mapping[str, ConfigDict],
     write_json(parts[0].record, {"config": settings_of(parts[0]), "entries": entries})
     return {parts[0].record: entries}
 
+  make_folder(workdir)
+  make_folder(out, "out")
   carry_out(groups, run, log=log)
   for group, (config, _, _) in planned.items():
     merge(out / f"{config.name}.json", config.name, json.loads(groups[group][0].record.read_text(encoding="utf-8"))["entries"])
