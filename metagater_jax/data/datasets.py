@@ -23,7 +23,7 @@ __all__ = ["Dataset", "DatasetError", "cache_directory", "default_data_dir", "lo
            "prepare_dataset"]
 
 _EMBEDDED = "digits"
-_CACHE_FORMAT = 1  # part of the cache's key: raise it when what is stored changes
+_CACHE_FORMAT = 2  # part of the cache's key: raise it when what is stored changes
 
 
 class DatasetError(ValueError):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from metagater_jax.core.checks import check_counts
 from metagater_jax.core.random import row_keys, sample_positions
 from metagater_jax.core.tasks import TASK_AXIS, check_mesh, resolve_task_axis, sum_over_tasks
 from metagater_jax.core.trees import like
@@ -84,8 +85,9 @@ def plan_rounds(key: jax.Array, start: jax.Array, counts: jax.Array, tasks: jax.
     The plan, with a leading axis of rounds.
 
   Raises:
-    ValueError: a cohort larger than the tasks.
+    ValueError: a cohort larger than the tasks, or numbers that are no counts.
   """
+  check_counts(rounds=rounds, cohort=cohort, batch_size=batch_size, draws=draws)
   padding = -cohort % multiple
 
   def one(round_):
@@ -196,8 +198,9 @@ def run_rounds(algorithm: FederatedAlgorithm, state: FederatedState, population:
     The state after the last round, and the clients' mean metrics, (rounds,).
 
   Raises:
-    ValueError: a cohort larger than the tasks, clients that the devices do not divide, or an unknown `task_axis`.
+    ValueError: a cohort larger than the tasks, numbers that are no counts, clients that the devices do not divide, or an unknown `task_axis`.
   """
+  check_counts(rounds=rounds, cohort=cohort, batch_size=batch_size)
   block = max(size for size in range(1, _PLANNED + 1) if rounds % size == 0)
 
   def blocks(state, _):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
+from metagater_jax.core.checks import check_counts
 from metagater_jax.core.tasks import TASK_AXIS, check_mesh, map_tasks, sum_over_tasks
 from metagater_jax.core.trees import Model, Params
 from metagater_jax.data.population import Episode
@@ -83,8 +84,9 @@ def run_meta_steps(learner: MetaLearner, optimizer: optax.GradientTransformation
     The state after the last step, and metrics of shape (steps,): `loss`, the mean query loss.
 
   Raises:
-    ValueError: numbers of episodes that the devices do not divide.
+    ValueError: numbers of steps or episodes that are no counts, or that the devices do not divide.
   """
+  check_counts(steps=steps, episodes=episodes)
   devices = 1 if mesh is None else mesh.size
   if mesh is not None:
     check_mesh(mesh, episodes)
@@ -141,8 +143,9 @@ def evaluate_episodes(personalizer: Personalizer, logits: Callable[[Params, jax.
     Both, as fractions.
 
   Raises:
-    ValueError: episodes that the devices do not divide.
+    ValueError: episodes that are no count, or that the devices do not divide.
   """
+  check_counts(episodes=episodes)
   if mesh is not None:
     check_mesh(mesh, episodes)
 

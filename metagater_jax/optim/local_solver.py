@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metagater_jax.core.checks import check_counts
+
 __all__ = ["local_solve"]
 
 Params = Any
@@ -28,7 +30,12 @@ def local_solve(loss: Callable[[Params, Any, jax.Array | None], jax.Array], cent
 
   Returns:
     w_i and the mean of the losses L_i met on the way (without the pull), a scalar.
+
+  Raises:
+    ValueError: steps that are not a whole number of at least 1.
   """
+  check_counts(steps=steps)
+
   def step(carry, i):
     v, optimizer_state = carry
     value, gradient = jax.value_and_grad(loss)(v, *draw(i))

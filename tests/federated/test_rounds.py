@@ -229,3 +229,12 @@ def test_a_donated_meta_state_leaves_the_callers_parameters_and_key():
   for _ in range(2):
     steps(mg.fewshot.meta_init(learner, optimizer, params, key), jnp.zeros(3))
   assert params["w"].sum() == 3 and jax.random.key_data(key).shape == (2,)
+
+
+@pytest.mark.parametrize("option", ["rounds", "cohort", "batch_size"])
+@pytest.mark.parametrize("value", [0, -1, 1.5])
+def test_rounds_want_counts(linear_problem, key, option, value):
+  algorithm = mg.fedavg(linear_loss, local_lr=0.1)
+  state = mg.federated_init(algorithm, {"w": jnp.zeros(3), "b": jnp.array(0.0)}, key)
+  with pytest.raises(ValueError, match=f"{option} must be a whole number of at least 1, got {value}"):
+    mg.run_rounds(algorithm, state, linear_problem[0], jnp.arange(5), **{"rounds": 1, "cohort": 2, "batch_size": 4} | {option: value})
