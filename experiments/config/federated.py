@@ -211,5 +211,6 @@ def _check_task_axis(config):
   mergeable = config.meta_model is None and registry.make_algorithm(config, network).mergeable
   if config.task_axis == "merged" and not mergeable:
     raise ConfigError(f"task_axis 'merged' needs an algorithm whose clients take one plain gradient step and a model in which samples do "
-                      f"not see each other, but {config.algorithm} with local_steps={config.local_steps} and model '{config.model}' is not such; use 'auto', 'vmap', 'map' or a number of tasks.")
+                      f"not see each other, but {config.algorithm} with local_steps={config.local_steps} and model '{config.model}' is "
+                      "not such; use 'auto', 'vmap', 'map' or a number of tasks.")
   fields.check_devices(config, may_merge=True)

@@ -15,8 +15,9 @@ import metagater_jax as mg
 from experiments.config import registry
 from metagater_jax.core.checks import unknown
 
-__all__ = ["FREE", "TUNED", "Config", "ConfigError", "check_counts", "check_devices", "check_known", "check_name", "check_network", "check_not_negative", "check_personalizer", "check_positive",
-           "check_pruning", "check_same", "check_seed", "check_widths", "gate_fields", "pruning_fields", "with_fields"]
+__all__ = ["FREE", "TUNED", "Config", "ConfigError", "check_counts", "check_devices", "check_known", "check_name", "check_network",
+           "check_not_negative", "check_personalizer", "check_positive", "check_pruning", "check_same", "check_seed", "check_widths", "gate_fields",
+           "pruning_fields", "with_fields"]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TUNED = CONFIGS / "tuned"

@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 import metagater_jax as mg
 from metagater_jax.data.datasets import Dataset, load_dataset, load_omniglot
 
-__all__ = ["ALGORITHMS", "DATASETS", "LEARNERS", "NETWORKS", "PARTITIONS", "PENALTIES", "PERSONALIZERS", "SCORES", "AlgorithmRow", "DatasetRow", "LearnerRow", "Method",
-           "NetworkRow", "PersonalizerRow", "ScoreRow", "default_personalizer", "evaluation_axis", "make_algorithm", "make_network",
-           "make_partition", "make_penalty", "make_personalizer", "make_score", "methods", "prunable_of", "pruning_schedule", "train_axis", "with_changes"]
+__all__ = ["ALGORITHMS", "DATASETS", "LEARNERS", "NETWORKS", "PARTITIONS", "PENALTIES", "PERSONALIZERS", "SCORES", "AlgorithmRow", "DatasetRow",
+           "LearnerRow", "Method", "NetworkRow", "PersonalizerRow", "ScoreRow", "default_personalizer", "evaluation_axis", "make_algorithm",
+           "make_network", "make_partition", "make_penalty", "make_personalizer", "make_score", "methods", "prunable_of", "pruning_schedule",
+           "train_axis", "with_changes"]
 
 
 # --- networks

@@ -289,7 +289,8 @@ def _agreement_tables(agreement):
     at_once.append([*name, *cells])
   return ["How the scores rank the weights of the networks before pruning"
           + (f"; time and MB of {_which_seeds(timed['anp'])}:" if timed["anp"] else ":"), "",
-          table(["score", "seeds", "rank correlation with ANP", "kept in common at 85 %", "with removing weights one by one", "time (ANP: 1)", "MB"], costs), "",
+          table(["score", "seeds", "rank correlation with ANP", "kept in common at 85 %", "with removing weights one by one",
+                 "time (ANP: 1)", "MB"], costs), "",
           "Accuracy (%) on validation episodes after pruning at once, without any training, and in brackets how much better ANP's is, in points:",
           "", table(["score", "seeds", *(f"{100 * sparsity:.0f} % at once" for sparsity in AT_ONCE)], at_once)]
 

@@ -382,7 +382,8 @@ def text(content: Mapping[str, Any], drawn: Sequence[str]) -> str:
       "# MetaGater: the paper's tables on real data",
       f"Accuracy is of the target tasks' test data after one gradient step per stage, mean ± standard deviation over "
       f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}; sparsity is ± its standard deviation over target tasks, the paper's "
-      "\"diversity\" (every standard deviation is the sample's, with n − 1). Training time is the rounds alone (their median times their number), without compilation and evaluation, "
+      "\"diversity\" (every standard deviation is the sample's, "
+      "with n − 1). Training time is the rounds alone (their median times their number), without compilation and evaluation, "
       "and learning time both stages for one target task (median), each of the seed that was disturbed least on a shared "
       "machine; the paper's times are of its own GPU. The paper's accuracies and sparsities are lost in the text that we have.",
       protocol_table(content)]
@@ -472,7 +473,8 @@ def _budget_text(content):
                  "" if entry is None else format(100 * entry["validation_accuracy"], ".1f")])
   header = ["Protocol", "Method", "K", "settings", "meta-trainings", "adaptation rates", "validation accuracy (%)"]
   return ("Every method was meta-trained at the same number of points of its own search space, and every meta-model was measured "
-          "with the same adaptation rates, on validation tasks that are not trained on (`python -m experiments.tune`). The images of all those tasks are in "
+          "with the same adaptation rates, on validation tasks that are not trained on "
+          "(`python -m experiments.tune`). The images of all those tasks are in "
           "no task of the runs here. MetaSNIP uses the meta-models tuned without gates and has an "
           "adaptation rate of its own.\n\n" + table(header, rows))
 

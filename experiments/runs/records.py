@@ -23,8 +23,9 @@ from experiments.runs.measures import spread
 from experiments.runs.programs import Clock
 from metagater_jax.core.trees import Model, named_leaves
 
-__all__ = ["DivergedError", "MetricsWriter", "NotSavedError", "Progress", "check_workdir", "claim", "load_model", "load_parameters", "make_folder", "model_name", "read_config", "read_metrics", "read_result",
-           "save_model", "save_parameters", "save_run", "summary", "versions", "write_json"]
+__all__ = ["DivergedError", "MetricsWriter", "NotSavedError", "Progress", "check_workdir", "claim", "load_model", "load_parameters", "make_folder",
+           "model_name", "read_config", "read_metrics", "read_result", "save_model", "save_parameters", "save_run", "summary", "versions",
+           "write_json"]
 
 
 class DivergedError(ArithmeticError):

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from experiments.config import registry
 from experiments.config.fields import CONFIGS, check_known
 
-__all__ = ["BASE", "CLASSES", "CURVES", "EXTRA", "GATED", "PROTOCOL_LABELS", "TABLES", "Row", "Table", "is_pruning", "label_of", "protocol_config", "rows_of"]
+__all__ = ["BASE", "CLASSES", "CURVES", "EXTRA", "GATED", "PROTOCOL_LABELS", "TABLES", "Row", "Table", "is_pruning", "label_of", "protocol_config",
+           "rows_of"]
 
 
 class Row(NamedTuple):

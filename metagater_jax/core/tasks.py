@@ -53,7 +53,8 @@ def resolve_task_axis(task_axis: str | int, mergeable: bool = False) -> str | in
     return task_axis
   if task_axis == "merged":
     raise ValueError("task_axis 'merged' needs an algorithm whose mean update is that on the merged batch: one local step of "
-                     "plain gradient descent, on a loss whose attribute `rowwise` says that rows do not see each other. Use 'vmap', 'map' or a number of tasks.")
+                     "plain gradient descent, on a loss whose attribute `rowwise` says that rows do not see each other. "
+                     "Use 'vmap', 'map' or a number of tasks.")
   raise ValueError("task_axis must be 'auto', 'vmap', 'map', 'merged' or a positive number of tasks, got "
                    f"{task_axis!r}.")
 

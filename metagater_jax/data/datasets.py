@@ -187,7 +187,8 @@ def _cached(name, builder, splits, convert=lambda image: image, shape=None, more
       _decode_into(folder, builder, splits, convert, shapes, more)
     except OSError as error:
       raise DatasetError(f"the decoded images of '{name}' cannot be written to {folder.parent} ({error.strerror or error}). Set the environment "
-                         f"variable METAGATER_CACHE to a folder that can be written and has {sum(map(_bytes, shapes.values())) / 2**20:,.0f} MB.") from error
+                         "variable METAGATER_CACHE to a folder that can be written and has "
+                         f" {sum(map(_bytes, shapes.values())) / 2**20:,.0f} MB.") from error
   return folder
 
 

@@ -15,8 +15,8 @@ from metagater_jax.core.checks import check_counts
 from metagater_jax.core.random import sample_positions
 from metagater_jax.data.partition import Partition
 
-__all__ = ["Batch", "Episode", "Minibatches", "Pool", "Population", "TaskData", "check_partition", "check_samples", "make_population", "make_populations", "make_task", "own_positions", "sample_batch",
-           "to_float"]
+__all__ = ["Batch", "Episode", "Minibatches", "Pool", "Population", "TaskData", "check_partition", "check_samples", "make_population",
+           "make_populations", "make_task", "own_positions", "sample_batch", "to_float"]
 
 
 class Batch(NamedTuple):

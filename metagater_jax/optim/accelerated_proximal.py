@@ -67,7 +67,8 @@ def accelerated_proximal(
     A transformation whose `update` needs `params` (the current `md`).
 
   Raises:
-    ValueError: an unknown name of a γ schedule, a number that is not positive (penalty_weight: negative), an alpha above 1, or `update` without `params`.
+    ValueError: an unknown name of a γ schedule, a number that is not positive (penalty_weight: negative), an alpha above 1,
+      or `update` without `params`.
 
   References:
     Ghadimi & Lan, "Accelerated gradient methods for nonconvex nonlinear and stochastic programming", Mathematical

@@ -11,7 +11,8 @@ from metagater_jax.core.trees import Params
 from metagater_jax.data.batching import Loss, mean_over_task
 from metagater_jax.data.population import Batch, TaskData
 from metagater_jax.nn.gated import GatedNetwork
-from metagater_jax.nn.gates import gate_groups, sparsity as sparsity_of
+from metagater_jax.nn.gates import gate_groups
+from metagater_jax.nn.gates import sparsity as sparsity_of
 from metagater_jax.optim.penalties import group_lasso, group_norms
 from metagater_jax.personalize.fine_tune import gradient_steps
 from metagater_jax.personalize.personalizer import Personalizer

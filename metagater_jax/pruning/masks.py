@@ -16,8 +16,8 @@ from metagater_jax.core.checks import check_one_of, check_sparsity
 from metagater_jax.core.trees import Params, like, named_leaves, precision_of
 from metagater_jax.data.batching import Loss
 
-__all__ = ["GRANULARITIES", "SCOPES", "apply_mask", "effective_mask", "is_kernel", "make_mask", "mask_sparsity", "mask_state", "masked_loss", "nonzero_mask",
-           "prune_further"]
+__all__ = ["GRANULARITIES", "SCOPES", "apply_mask", "effective_mask", "is_kernel", "make_mask", "mask_sparsity", "mask_state", "masked_loss",
+           "nonzero_mask", "prune_further"]
 
 SCOPES = ("global", "layer")
 GRANULARITIES = ("weight", "channel")
@@ -53,7 +53,8 @@ def make_mask(score: Params, sparsity: float | jax.Array, *, scope: str = "globa
     granularity: "weight": single weights; "channel": output channels (the last axis) of a leaf by the sum of their
       weights' scores. A channel that goes takes with it its entry in the other leaves of the same module (its bias), so
       after a relu it is exactly 0 and can be cut out; where a module has several kernels of as many channels, an entry goes that all of
-      them have removed. A sum grows with how many weights a channel has, so "global" may leave a layer with few of them, or of little sensitivity, a single channel.
+      them have removed. A sum grows with how many weights a channel has, so "global" may leave a layer with few of them, or of little
+      sensitivity, a single channel.
     prunable: `(name, leaf) -> bool`, which leaves are candidates; the name is like "backbone/conv3/kernel". The mask is 1
       elsewhere.
 

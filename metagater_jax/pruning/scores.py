@@ -93,7 +93,8 @@ def random() -> Score:
     if key is None:
       raise ValueError("the random score needs a key: score(params, key=jax.random.key(0)).")
     leaves, structure = jax.tree.flatten(params)
-    return jax.tree.unflatten(structure, [jax.random.uniform(k, jnp.shape(w), precision_of(w)).astype(jnp.result_type(w)) for k, w in zip(jax.random.split(key, len(leaves)), leaves)])
+    keys = jax.random.split(key, len(leaves))
+    return like(jax.tree.unflatten(structure, [jax.random.uniform(k, jnp.shape(w), precision_of(w)) for k, w in zip(keys, leaves)]), params)
   return Score(finish)
 
 

@@ -15,8 +15,8 @@ import metagater_jax as mg
 from configs import digits
 from experiments.config.federated import check_config
 from experiments.config.registry import make_network
-from experiments.run import main
 from experiments.reports.run import report_run
+from experiments.run import main
 from experiments.runs.records import load_model
 from experiments.studies.sparsity_curve import curve_of_run
 from metagater_jax.data.datasets import load_dataset

@@ -1,17 +1,18 @@
 """Fields are checked before any long work, and every config file passes."""
 
-import json
 import importlib
+import json
+from pathlib import Path
 
 import jax
-from pathlib import Path
 import numpy as np
 import pytest
 
 from configs import digits
 from experiments.config import ConfigError, registry
 from experiments.config.federated import check_config
-from experiments.config.fewshot import check_config as check_fewshot, make_network as make_fewshot_network
+from experiments.config.fewshot import check_config as check_fewshot
+from experiments.config.fewshot import make_network as make_fewshot_network
 from experiments.config.fields import CONFIGS
 from experiments.config.registry import make_network
 from experiments.run import run

@@ -17,7 +17,8 @@ from configs import digits, mnist
 from experiments.config import ConfigError, registry
 from experiments.config.federated import check_config
 from experiments.run import run
-from experiments.runs import distributed, federated as training, placement
+from experiments.runs import distributed, placement
+from experiments.runs import federated as training
 from experiments.runs.federated import run_seeds
 from experiments.runs.records import load_parameters
 

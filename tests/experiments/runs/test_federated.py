@@ -1,27 +1,16 @@
 """Runs of every kind as functions: personalizers after any algorithm, pruning, own data, divergence."""
 
-import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-import metagater_jax as mg
-from configs import cifar10, cifar10_moderate, cifar10_small, cifar100, digits, mnist
+from configs import digits
 from experiments.config import ConfigError
-from experiments.config.federated import check_config
-from experiments.config.registry import make_network
-from experiments.run import main, run
-from experiments.runs.records import DivergedError, Progress, load_model, load_parameters
-from experiments.runs.programs import Clock
-from experiments.studies.sparsity_curve import curve_of_run
-from metagater_jax.data.datasets import Dataset, load_dataset
-from commands import call
+from experiments.run import run
+from experiments.runs.records import DivergedError, load_model, load_parameters
+from metagater_jax.data.datasets import Dataset
 
 
 def test_pruning_in_the_rounds(tmp_path):

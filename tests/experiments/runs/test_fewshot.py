@@ -17,7 +17,6 @@ from experiments.config.fields import pruning_fields
 from experiments.fewshot import run
 from experiments.runs import fewshot
 from experiments.runs.programs import Compiled
-from metagater_jax.fewshot.splits import CIFAR_FS, cifar_fs_classes, split_classes
 
 
 @pytest.fixture(scope="module")

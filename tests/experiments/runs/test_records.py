@@ -1,16 +1,5 @@
 """What runs write, where they may write it, and what is left when they cannot."""
 
-import csv
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-import jax
-import numpy as np
-import pytest
-import metagater_jax as mg
-from configs import cifar10, cifar10_moderate, cifar10_small, cifar100, digits, mnist
 import errno
 import json
 import os
@@ -27,15 +16,8 @@ from configs import digits
 from experiments.config import ConfigError
 from experiments.config.federated import check_config
 from experiments.runs import records
-from experiments.config import ConfigError
-from experiments.config.federated import check_config
-from experiments.config.registry import make_network
-from experiments.run import main, run
-from experiments.runs.records import DivergedError, Progress, load_model, load_parameters
 from experiments.runs.programs import Clock
-from experiments.studies.sparsity_curve import curve_of_run
-from metagater_jax.data.datasets import Dataset, load_dataset
-from commands import call
+from experiments.runs.records import Progress
 
 
 def test_rate_and_time_left_are_without_compilation(monkeypatch, capsys):
