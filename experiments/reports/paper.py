@@ -429,8 +429,8 @@ def _claims_text(claims):
         interval = "" if c["low"] is None else f"{100 * c['low']:+.1f} … {100 * c['high']:+.1f}"
         optional = lambda value, form: "" if value is None else format(value, form)
         rows.append([c["what"], f"{100 * c['mean']:+.1f}", interval, optional(c["effect"], ".1f"),
-                     optional(c["p"], ".3f"), optional(c["p_holm"], ".3f"), c["seeds"],
-                     c["verdict"] + ("" if c["verdict"] == c["verdict_holm"] else f" (corrected: {c['verdict_holm']})")])
+                     optional(c["p"], ".3f"), optional(c.get("p_holm"), ".3f"), c["seeds"],
+                     c["verdict"] + ("" if c["verdict"] == c.get("verdict_holm", c["verdict"]) else f" (corrected: {c['verdict_holm']})")])
       yield table(["Comparison", "difference (points)", "95 % interval", "effect size d", "p", "p, corrected", "seeds", "verdict"], rows)
     for t in claim.get("times", ()):
       yield f"* {t['what']}: {t['ratio']:.2f}"
