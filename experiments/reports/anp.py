@@ -281,16 +281,16 @@ def _agreement_tables(agreement):
       cost = [f"{ratio:.2f}" + (f" ({np.median(list(seconds.values())):.1f} s)" if score == "anp" else ""),
               f"{values['temporary_mb']['mean']:.0f}"]
     name = [SCORES[score].label, ", ".join(_seeds(values["spearman"]))]
-    costs.append([*name, f"{values['spearman']['mean']:.2f}", f"{100 * values['kept_in_common']['mean']:.0f} %",
-                  f"{values['removal']['mean']:.3f}" if "removal" in values else "", *cost])
+    costs.append([*name, f"{values['spearman']['mean']:.2f}", f"{100 * values['kept_in_common']['mean']:.0f} %", *cost,
+                  f"{values['removal']['mean']:.3f}" if "removal" in values else ""])
     cells = [_percent(part) for part in values["at_once"]]
     if "anp_minus" in values:
       cells = [f"{part} ({100 * d['mean']:+.1f} ± {100 * d['ci95']:.1f})" for part, d in zip(cells, values["anp_minus"])]
     at_once.append([*name, *cells])
   return ["How the scores rank the weights of the networks before pruning"
           + (f"; time and MB of {_which_seeds(timed['anp'])}:" if timed["anp"] else ":"), "",
-          table(["score", "seeds", "rank correlation with ANP", "kept in common at 85 %", "with removing weights one by one",
-                 "time (ANP: 1)", "MB"], costs), "",
+          table(["score", "seeds", "rank correlation with ANP", "kept in common at 85 %", "time (ANP: 1)", "MB",
+                 "rank correlation with removing weights one by one"], costs), "",
           "Accuracy (%) on validation episodes after pruning at once, without any training, and in brackets how much better ANP's is, in points:",
           "", table(["score", "seeds", *(f"{100 * sparsity:.0f} % at once" for sparsity in AT_ONCE)], at_once)]
 
