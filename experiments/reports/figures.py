@@ -38,7 +38,7 @@ def plot_task_sparsity(path: Path, panels: Mapping[str, np.ndarray]) -> None:
   for axis, (title, values) in zip(axes[0], panels.items()):
     ordered = 100 * np.sort(values, axis=1)
     for i, row in enumerate(ordered):
-      axis.plot(range(1, len(row) + 1), row, "o", markersize=3, alpha=0.5, label=f"seed {i + 1}")
+      axis.plot(range(1, len(row) + 1), row, "o", markersize=3, alpha=0.5, label=f"{i + 1}. seed")
     axis.bar(range(1, ordered.shape[1] + 1), ordered.mean(0), color="tab:green", alpha=0.25)
     axis.axhline(100 * values.mean(), color="black", linewidth=1, linestyle="--")
     axis.set(title=title, xlabel="target task, from least to most sparse", ylabel="gated channels off (%)")
