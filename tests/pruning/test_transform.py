@@ -243,9 +243,12 @@ UNUSABLE = {"scale_by_schedule", "stateless", "stateless_with_tree_map", "contri
 # These make further zeros.
 ZEROS = {"keep_params_nonnegative", "accelerated_proximal"}
 OPTAX = _optax_exports()
+# What many use, and what once failed; the others are run by `make slow-test`.
+COMMON = {"adam", "adamw", "sgd", "lion", "adafactor", "novograd", "sm3", "lbfgs", "flatten", "contrib.galore", "contrib.muon", "masked", "inject",
+          "multi_transform", "MultiSteps", "apply_if_finite", "accelerated_proximal"}
 
 
-@pytest.mark.parametrize("name", sorted(set(OPTAX) - UNUSABLE))
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in COMMON else pytest.mark.slow) for name in sorted(set(OPTAX) - UNUSABLE)])
 def test_any_optimizer_of_optax_can_be_wrapped(name):
   """Large enough for Adafactor to factor. What works alone works here, prunes to the weight, and brings nothing back."""
   params = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(130, 140)) / 10, jnp.float32), "bias": jnp.zeros(140)}
