@@ -22,6 +22,7 @@ from experiments.reports.markdown import table
 from experiments.reports.statistics import holm, paired_difference
 from experiments.runs.records import read_metrics, read_result, write_json
 from experiments.studies.protocols import CLASSES, CURVES, EXTRA, PROTOCOL_LABELS, TABLES, Row, is_pruning, label_of, rows_of
+from experiments.studies.tune import adaptation_rates
 
 __all__ = ["build", "claims_table", "explain", "overview", "protocol_table", "render", "table_markdown", "text", "write"]
 
@@ -289,6 +290,12 @@ def explain(protocol: str, entries: Sequence[Mapping[str, Any]]) -> list[str]:
                        f"correlation {rho:+.2f}; its best is {entry['settings']['inner_lr']:g})."
                        + (" That step sees one minibatch of a task, where a target adapts on all of its data; towards a rate of "
                           "0 the method becomes FedAvg." if rho < 0 else ""))
+  for entry in one:
+    rate, rates = entry["settings"].get("adapt_lr"), adaptation_rates()
+    if rate in (rates[0], rates[-1]):
+      reasons.append(f"{name}: the best of {_method_of(entry)}'s {len(entry['trials'])} trials adapts at {rate:g}, an end of the range that was "
+                     f"searched ({rates[0]:g} to {rates[-1]:g}), with {100 * entry['validation_accuracy']:.1f} % on validation tasks. So settings that suit it "
+                     "were not found with this budget, and what is said of it here, and in protocols that take these settings, is of little weight.")
   several = [entry for entry in searched if entry["local_steps"] > 1 and entry["algorithm"] == "metagater"]
   lost = lambda group: (sum(int((accuracies(entry) < 0.1).sum()) for entry in group), sum(len(entry["trials"]) for entry in group))
   if several:
@@ -298,6 +305,11 @@ def explain(protocol: str, entries: Sequence[Mapping[str, Any]]) -> list[str]:
                      f"{trials_one} with one. Gradient descent on the local problem is stable for η(λ + L) < 2 only, where L is "
                      "the loss's curvature; with one step from the meta-model the pull has no gradient and λ sets no such bound.")
   return reasons
+
+
+def _method_of(entry):
+  known = registry.methods()
+  return next(method.label for method in known.values() if (method.algorithm, method.gated) == (entry["algorithm"], entry["gated"]) and method.space)
 
 
 def _undertrained(protocol, runs):

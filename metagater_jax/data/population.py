@@ -239,8 +239,7 @@ def make_task(images: np.ndarray, labels: np.ndarray, scale: tuple[float, float]
   return TaskData(*map(jnp.asarray, (images, labels, np.arange(len(labels), dtype=np.int32), np.int32(len(labels)), np.array(scale, np.float32))))
 
 
-def check_samples(images: np.ndarray, labels: np.ndarray, *, classes: int | None = None, all_classes: bool = True, what: str = "label"
-                  ) -> np.ndarray:
+def check_samples(images: np.ndarray, labels: np.ndarray, *, classes: int | None = None, all_classes: bool = True) -> np.ndarray:
   """The labels as int32, if these are samples that a network can be trained on. Images are not read, so they may be a `numpy.memmap`.
 
   Args:
@@ -249,7 +248,6 @@ def check_samples(images: np.ndarray, labels: np.ndarray, *, classes: int | None
     classes: labels must be below; None: not checked, or see `all_classes`.
     all_classes: without `classes`, whether each of 0 … largest label must occur: labels 1 … n, or with gaps, are no numbers of a network's
       outputs.
-    what: a label is called in messages.
 
   Returns:
     (samples,) int32.
@@ -263,7 +261,7 @@ def check_samples(images: np.ndarray, labels: np.ndarray, *, classes: int | None
   if dtype is None or not hasattr(images, "shape"):
     raise ValueError(f"images must be an array (samples, …), got {type(images).__name__}.")
   if len(images) != len(labels):
-    raise ValueError(f"there are {len(images)} images but {len(labels)} {what}s.")
+    raise ValueError(f"there are {len(images)} images but {len(labels)} labels.")
   if not len(labels):
     raise ValueError("there are no samples.")
   if dtype != np.uint8 and not jnp.issubdtype(dtype, jnp.floating):
@@ -271,19 +269,19 @@ def check_samples(images: np.ndarray, labels: np.ndarray, *, classes: int | None
                      "them: images.astype(np.float32) / their largest value, say.")
   if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
     first = "" if labels.ndim != 1 or not labels.size else f" (the first is {labels[0]!r})"
-    raise ValueError(f"{what}s must be integers of shape (samples,), got {labels.dtype}{list(labels.shape)}{first}.")
+    raise ValueError(f"labels must be integers of shape (samples,), got {labels.dtype}{list(labels.shape)}{first}.")
   if labels.min() < 0:
     worst = int(np.argmax(labels < 0))
-    raise ValueError(f"{what}s must be 0 or more, but sample {worst} has {labels[worst]}; leave samples without a {what} out.")
+    raise ValueError(f"labels must be 0 or more, but sample {worst} has {labels[worst]}; leave samples without a label out.")
   if classes is not None and labels.max() >= classes:
     worst = int(np.argmax(labels >= classes))
-    raise ValueError(f"{what}s must lie in 0 … {classes - 1} for {classes} classes, but sample {worst} has {labels[worst]}.")
+    raise ValueError(f"labels must lie in 0 … {classes - 1} for {classes} classes, but sample {worst} has {labels[worst]}.")
   if classes is None and all_classes:
     there = np.unique(labels)
     if len(there) != there[-1] + 1:
       missing = int(np.setdiff1d(np.arange(there[-1]), there)[0])
-      raise ValueError(f"{what}s must be 0 … n − 1, but no sample has {missing} while the largest is {there[-1]}. Say how many classes the "
-                       f"network has (classes={there[-1] + 1}), or number them anew: np.unique({what}s, return_inverse=True)[1].")
+      raise ValueError(f"labels must be 0 … n − 1, but no sample has {missing} while the largest is {there[-1]}. Say how many classes the "
+                       f"network has (classes={there[-1] + 1}), or number them anew: np.unique(labels, return_inverse=True)[1].")
   return labels.astype(np.int32)
 
 

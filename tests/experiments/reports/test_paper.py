@@ -150,6 +150,10 @@ def test_reasons_follow_from_the_trials():
   inner = tuned("per_fedavg", [0.8, 0.7, 0.6, 0.5], inner_lr=[0.01, 0.02, 0.05, 0.1])
   assert any("Per-FedAvg's accuracy falls" in reason and "-1.00; its best is 0.01" in reason
              for reason in report.explain("mnist", [inner]))
+  lost = tuned("fedavg", [0.5, 0.54], adapt_lr=[0.02, 1.3]) | {"validation_accuracy": 0.54}
+  assert any("best of FedAvg's 2 trials adapts at 1.3, an end of the range" in reason and "of little weight" in reason
+             for reason in report.explain("mnist", [lost]))
+  assert not any("an end of the range" in reason for reason in report.explain("mnist", [tuned("fedavg", [0.5], adapt_lr=[0.02])]))
   steps = [*apart, tuned("metagater", [0.05, 0.7, 0.05], steps=2)]
   assert any("2 of MetaGater's 3 trials with more than one local step diverged, against 0 of 3" in reason
              for reason in report.explain("mnist", steps))
