@@ -74,21 +74,25 @@ class MetricsWriter:
   def __init__(self, workdir: Path):
     self._jsonl = workdir / "metrics.jsonl"
     self._csv = workdir / "metrics.csv"
-    self._waiting = []
+    self._waiting = {self._jsonl: [], self._csv: []}  # by file, so that none gets a row twice
 
   def write(self, row: dict[str, Any]) -> None:
     """Appends a row; all rows have the same keys."""
-    self._waiting.append(row)
-    try:
-      while self._waiting:
-        self._append(self._waiting[0])
-        self._waiting.pop(0)
-    except OSError as error:
-      print(f"{self._jsonl} cannot be written ({error.strerror}); the run goes on and tries again with the next row.", file=sys.stderr, flush=True)
+    for path, append in ((self._jsonl, self._append_json), (self._csv, self._append_csv)):
+      waiting = self._waiting[path]
+      waiting.append(row)
+      try:
+        while waiting:
+          append(waiting[0])
+          waiting.pop(0)
+      except OSError as error:
+        print(f"{path} cannot be written ({error.strerror}); the run goes on and tries again with the next row.", file=sys.stderr, flush=True)
 
-  def _append(self, row):
+  def _append_json(self, row):
     with self._jsonl.open("a", encoding="utf-8") as file:
       file.write(json.dumps(row) + "\n")
+
+  def _append_csv(self, row):
     new = not self._csv.exists()
     with self._csv.open("a", newline="", encoding="utf-8") as file:
       writer = csv.DictWriter(file, list(row))

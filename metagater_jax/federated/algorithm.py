@@ -70,5 +70,4 @@ def federated_init(algorithm: FederatedAlgorithm, params: Params, key: jax.Array
   Returns:
     The state. It has arrays of its own, so that it can be donated while the parameters and the key stay the caller's.
   """
-  params, key = jax.tree.map(jnp.copy, (params, key))
-  return FederatedState(jnp.zeros((), jnp.int32), key, jax.tree.map(jnp.copy, algorithm.init(params)))
+  return FederatedState(jnp.zeros((), jnp.int32), jnp.copy(key), jax.tree.map(jnp.copy, algorithm.init(params)))

@@ -71,11 +71,12 @@ def test_metrics_wait_for_a_disk_that_is_full(tmp_path, monkeypatch, capsys):
   writer = records.MetricsWriter(tmp_path)
   writer.write({"round": 1})
   with monkeypatch.context() as full:
-    full.setattr(records.MetricsWriter, "_append", lambda self, row: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    full.setattr(records.MetricsWriter, "_append_csv", lambda self, row: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
     writer.write({"round": 2})
     assert "cannot be written (No space left); the run goes on" in capsys.readouterr().err
   writer.write({"round": 3})
-  assert [row["round"] for row in records.read_metrics(tmp_path)] == [1, 2, 3]
+  assert [row["round"] for row in records.read_metrics(tmp_path)] == [1, 2, 3]  # the file that could be written has no row twice
+  assert (tmp_path / "metrics.csv").read_text().split() == ["round", "1", "2", "3"]
 
 
 def test_half_a_file_is_none(tmp_path, monkeypatch, model):
