@@ -9,7 +9,6 @@ def get_config():
   config.tuned = "cifar10_small"  # the same network; not tuned by itself
   config.model = "conv7"
   config.widths = (16, 32, 32, 64, 64, 128)
-  config.rounds = 30
-  config.eval_every = 15
+  config.eval_every = 25
   config.gated_layers = ("conv5", "conv6")
   return config

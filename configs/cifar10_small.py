@@ -8,6 +8,5 @@ def get_config():
   config.name = config.tuned = "cifar10_small"
   config.size_range = (20, 100)
   config.fill = False
-  config.rounds = 40
-  config.eval_every = 20
+  config.eval_every = 25
   return config

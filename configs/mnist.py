@@ -17,7 +17,6 @@ def get_config():
   config.gated_layers = ()
   config.tuning_fraction = 0.25
   config.tuned = "mnist"
-  config.rounds = 200
   config.eval_every = 20
   config.rounds_per_dispatch = 20
   return config

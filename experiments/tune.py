@@ -22,7 +22,7 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> None:
   """The command. Bad input ends it with one line on standard error and exit status 2."""
   parser = argparse.ArgumentParser(prog="python -m experiments.tune", description=__doc__.split("\n")[0], allow_abbrev=False)
-  parser.add_argument("--protocols", type=words, default=["mnist", "cifar10", "cifar10_small"],
+  parser.add_argument("--protocols", type=words, default=["mnist", "cifar10", "cifar10_small", "har"],
                       help="configs to tune, by name, separated by commas; default: those with a file of their own")
   known = [name for name, method in registry.methods().items() if method.space]
   parser.add_argument("--methods", type=words, help=f"some of {', '.join(known)}; default: those of the paper's tables")
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--seeds", default="100", help="populations to tune on, none that a table reports: 100, 100-102 or 100,105; default: 100")
   parser.add_argument("--local_steps", type=numbers, default=[1], help="numbers of local steps to tune for")
   parser.add_argument("--rates", type=int, default=9, help="adaptation rates, from 0.005 to 1.28; default: 9")
-  parser.add_argument("--rounds", type=int, help="of each meta-training; default: the config's")
+  parser.add_argument("--rounds", type=int, default=200, help="of each meta-training, at most; how many are enough is found; default: 200")
   parser.add_argument("--data_dir", help="where the data is; default: TFDS's own directory")
   parser.add_argument("--workdir", default="runs/tune", help="where each method's trials are recorded")
   parser.add_argument("--out", type=Path, default=TUNED, help="folder of the results; default: where the configs read them")

@@ -48,11 +48,12 @@ def base_config() -> ConfigDict:
   config.gated = placeholder(bool)  # None: MetaGater is, where there are gated_layers, and the baselines are not
   config.gated_layers = ("conv3",)
   gate_fields(config)
+  config.channel_dropout = placeholder(float)  # probability in training, on gated_layers, whether they have gates or not; None: no dropout
   # Meta-training. A setting that is None takes the value that `experiments.tune` found for this protocol, algorithm and
   # local_steps (the file `tuned` in configs/tuned/), or else the algorithm's default in `experiments.config.registry`.
   config.algorithm = "metagater"
   config.tuned = placeholder(str)
-  config.rounds = 100
+  config.rounds = placeholder(int)
   config.eval_every = 20
   config.cohort = 5
   config.batch_size = 20
@@ -64,6 +65,7 @@ def base_config() -> ConfigDict:
   config.gamma = placeholder(str)
   config.penalty = "group_lasso"
   config.penalty_weight = placeholder(float)
+  config.gate_rate = placeholder(float)  # MetaGater: of the gate, relative to the backbone's; a metric, see `optim.metric`
   config.inner_lr = placeholder(float)  # Per-FedAvg: rate of the step that is learned for
   config.derivative = "first_order"  # Per-FedAvg: or "hessian_free", "exact"
   config.personal_lr = placeholder(float)  # pFedMe: rate and number of steps for the personalized model
@@ -74,10 +76,11 @@ def base_config() -> ConfigDict:
   # Adaptation
   config.personalizer = placeholder(str)  # None: the algorithm's usual one; "fine_tune", "two_stage", "metasnip_weight", "metasnip_channel"
   config.adapt_lr = placeholder(float)
-  config.gate_adapt_lr = 10.0
+  config.gate_adapt_lr = placeholder(float)
   config.adapt_steps = 1
+  # Mean fraction of gated channels that adapted tasks have off, reached as sparsity_by says; None: what gate and penalty learned. Of MetaSNIP and
+  # others that prune, the fraction that they remove.
   config.target_sparsity = placeholder(float)
-  config.target_sparsity = 0.3  # mean fraction of gated channels that adapted tasks have off; None: no proximal step. MetaSNIP's sparsity
   # A finished run of the same tasks: each target gets the sparsity that it reached there, in the place of target_sparsity.
   config.sparsity_of = placeholder(str)
   config.calibration_tasks = 20  # at most so many tasks set the threshold for it: validation or, if none, training tasks
@@ -102,7 +105,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
   fields.check_seed(config.seed)
   for field, known in (("model", registry.NETWORKS), ("algorithm", registry.ALGORITHMS), ("penalty", registry.PENALTIES),
                        ("partition", registry.PARTITIONS), ("derivative", mg.optim.DERIVATIVES),
-                       ("seed_axis", ("loop", "vmap")), ("compute_dtype", ("float32", "bfloat16"))):
+                       ("seed_axis", ("loop", "vmap")), ("sparsity_by", mg.personalize.SPARSITY_BY), ("compute_dtype", ("float32", "bfloat16"))):
     check_known(field, config[field], known)
   if config.gated is None:
     config.gated = registry.ALGORITHMS[config.algorithm].gates and bool(config.gated_layers)
@@ -125,8 +128,12 @@ def check_config(config: ConfigDict) -> ConfigDict:
   fields.check_counts(config, ("rounds", "eval_every", "tasks", "target_tasks", "cohort", "labels_per_task", "batch_size", "local_steps",
                                "adapt_steps", "gate_hidden", "rounds_per_dispatch", "chunk", "calibration_tasks", "inner_steps"))
   fields.check_positive(config, ("local_lr", "adapt_lr", "gate_adapt_lr", "prox_weight", "beta", "inner_lr", "personal_lr", "server_lr",
-                                 "concentration", "pixel_std"))
-  fields.check_not_negative(config, ("penalty_weight", "gate_temperature", "validation_tasks", "microbatch"))
+                                 "gate_rate", "concentration", "pixel_std"))
+  fields.check_not_negative(config, ("penalty_weight", "gate_temperature", "gate_noise", "gate_adapt_temperature", "validation_tasks", "microbatch"))
+  if config.channel_dropout is not None and not 0 <= config.channel_dropout < 1:
+    raise ConfigError(f"channel_dropout must lie in [0, 1), got {config.channel_dropout}.")
+  if config.channel_dropout and not config.gated_layers:
+    raise ConfigError("channel_dropout acts on gated_layers, but there are none.")
   if not 0 <= config.tuning_fraction < 1:
     raise ConfigError(f"tuning_fraction must lie in [0, 1), got {config.tuning_fraction}.")
   if not 0 < config.test_fraction < 1:
@@ -168,11 +175,15 @@ def settings_of(config: ConfigDict) -> dict[str, Any]:
   Raises:
     ConfigError: `tuned` names a file that is not there.
   """
-  settings = dict(registry.ALGORITHMS[config.algorithm].settings) | _tuned(config, config.algorithm, config.gated)
+  settings = _COMMON | dict(registry.ALGORITHMS[config.algorithm].settings) | _tuned(config, config.algorithm, config.gated)
   if config.personalizer != registry.default_personalizer(config.algorithm, config.gated):
     settings |= registry.PERSONALIZERS[config.personalizer].settings
     settings |= _tuned(config, config.personalizer, False)
   return settings
+
+
+# Settings of every algorithm.
+_COMMON = {"rounds": 100}
 
 
 def _tuned(config, name, gated):

@@ -49,7 +49,7 @@ def base_config() -> ConfigDict:
   config.adapt_lr = 0.1  # of the others, and their steps
   config.adapt_steps = 10
   config.gate_adapt_lr = 10.0  # of two stages
-  config.target_sparsity = placeholder(float)  # of MetaSNIP
+  config.target_sparsity = placeholder(float)  # of MetaSNIP, and of two stages with sparsity_by="budget"
   config.chunk = 64
   # Evaluation
   config.eval_every = 1000
@@ -91,7 +91,8 @@ def check_config(config: ConfigDict) -> ConfigDict:
   if config.personalizer != INNER_LOOP:
     check_known("personalizer", config.personalizer, (INNER_LOOP, *registry.PERSONALIZERS))
     fields.check_personalizer(config, bool(config.gated_layers))
-    if config.target_sparsity is not None and not registry.PERSONALIZERS[config.personalizer].prunes:
+    budget = registry.PERSONALIZERS[config.personalizer].needs_gates and config.sparsity_by == "budget"
+    if config.target_sparsity is not None and not registry.PERSONALIZERS[config.personalizer].prunes and not budget:
       raise ConfigError(f"target_sparsity is {config.target_sparsity}, but personalizer '{config.personalizer}' sets no sparsity here: what it "
                         "would need is learned on the tasks of a federated run. Leave target_sparsity out.")
   fields.check_pruning(config.prune)

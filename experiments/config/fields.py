@@ -66,8 +66,14 @@ def gate_fields(config: ConfigDict) -> None:
   """Adds the fields of a network's gates."""
   config.gate_hidden = 16
   config.gate_temperature = 1.0  # 0: plain straight-through
-  config.gate_initial_log_odds = 2.0  # b2 at the start: channels are on with probability 0.88 in training
-  config.gate_logit_scale = 0.1  # of W2 at the start: small, so that training does not start with random masks
+  config.gate_noise = 1.0  # scale of the logistic noise in training
+  config.gate_normalize = True  # the pooled feature, over its channels
+  config.gate_initial_log_odds = 0.5  # b2 at the start: near 0 the gate is undecided, and learns
+  config.gate_logit_scale = 1.0  # of W2 at the start
+  # At a target: the gradient through the threshold in stage I, 0: plain straight-through (a soft one hardly moves what is decided already)
+  config.gate_adapt_temperature = 0.0
+  config.sparsity_by = "log_odds"  # how target_sparsity is reached; or "group_norm", "budget", see `personalize.two_stage`
+  config.gate_frozen = False  # after stage I: each channel on or off for all of a task's inputs, by the majority of its train data
 
 
 def pruning_fields() -> ConfigDict:

@@ -4,6 +4,7 @@ A row says how the thing is made, what a reader sees of it, its defaults and, wh
 the table; a config file may do so for things of its own (docs/extending.md). Nothing else in `experiments` knows a name.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 import metagater_jax as mg
 from metagater_jax.data.datasets import Dataset, load_dataset, load_omniglot
+from metagater_jax.data.hapt import load_hapt
 
 __all__ = ["ALGORITHMS", "DATASETS", "LEARNERS", "NETWORKS", "PARTITIONS", "PENALTIES", "PERSONALIZERS", "SCORES", "AlgorithmRow", "DatasetRow",
            "LearnerRow", "Method", "NetworkRow", "PersonalizerRow", "ScoreRow", "default_personalizer", "evaluation_axis", "make_algorithm",
@@ -36,6 +38,7 @@ NETWORKS: dict[str, NetworkRow] = {
     "mlp": NetworkRow(mg.nn.MLP, "MLP"),
     "conv4": NetworkRow(mg.nn.ConvNet4, "three convolutions and a dense layer"),
     "conv7": NetworkRow(mg.nn.ConvNet7, "six convolutions and a dense layer"),
+    "sensor": NetworkRow(mg.nn.SensorNet, "three convolutions over time and a dense layer"),
     "fewshot_conv4": NetworkRow(mg.nn.FewShotConvNet, "Conv-4"),
     "resnet12": NetworkRow(mg.nn.ResNet12, "ResNet-12"),
 }
@@ -47,8 +50,13 @@ def make_network(config: ConfigDict, classes: int) -> mg.GatedNetwork:
   return mg.GatedNetwork(
       NETWORKS[config.model].make(classes=classes, **options), tuple(config.gated_layers) if config.gated else (),
       hidden=config.gate_hidden, temperature=config.gate_temperature or None,
-      initial_log_odds=config.gate_initial_log_odds, logit_scale=config.gate_logit_scale,
-      compute_dtype=config.compute_dtype)
+      initial_log_odds=config.gate_initial_log_odds, logit_scale=config.gate_logit_scale, normalize=config.gate_normalize, noise=config.gate_noise,
+      compute_dtype=config.compute_dtype, **_dropout(config))
+
+
+def _dropout(config):
+  rate = getattr(config, "channel_dropout", None)  # few-shot configs have none
+  return {} if rate is None else {"dropped_layers": tuple(config.gated_layers), "dropout": rate}
 
 
 # --- federated algorithms
@@ -65,6 +73,7 @@ class AlgorithmRow(NamedTuple):
     gates: whether its networks have gates, where a config names gated layers and does not say.
     personalizer: how its target tasks adapt, where a config does not say: with gates, and without.
     ungated_label: of the method without gates, where the algorithm is known in both ways.
+    several_steps: what is searched beside `space`, or over another range, with more than one local step.
   """
 
   make: Callable[[ConfigDict, mg.data.Loss], mg.federated.FederatedAlgorithm]
@@ -74,16 +83,20 @@ class AlgorithmRow(NamedTuple):
   gates: bool = False
   personalizer: tuple[str, str] = ("fine_tune", "fine_tune")
   ungated_label: str | None = None
+  several_steps: Mapping[str, tuple[float, float]] = {}
 
 
 PENALTIES: dict[str, Callable[[], mg.optim.Penalty]] = {"group_lasso": lambda: mg.group_lasso(mg.gate_groups), "l1": mg.l1}
 # Settings that mean nothing without gates, and are not searched then.
-_OF_GATES = ("penalty_weight",)
+_OF_GATES = ("penalty_weight", "gate_rate", "gate_adapt_lr")
 _RATE = {"local_lr": (0.02, 0.4)}
 
 
 def _local(c: ConfigDict) -> dict[str, Any]:
   return {"local_lr": c.local_lr, "local_steps": c.local_steps}
+
+
+_METAGATER = {"local_lr": 0.1, "prox_weight": 15.0, "gamma": "ghadimi_lan", "adapt_lr": 0.05, "beta": lambda c: mg.federated.default_beta(c.prox_weight)}
 
 
 ALGORITHMS: dict[str, AlgorithmRow] = {
@@ -95,11 +108,15 @@ ALGORITHMS: dict[str, AlgorithmRow] = {
     # With one local step only the product of rate, λ and β matters, and λβ/rate is what is searched.
     "metagater": AlgorithmRow(
         lambda c, loss: mg.metagater(loss, prox_weight=c.prox_weight, beta=c.beta, gamma=c.gamma, penalty=make_penalty(c),
-                                     penalty_weight=c.penalty_weight, **_local(c)), "MetaGater w/ gating",
-        {"local_lr": 0.1, "prox_weight": 15.0, "gamma": "ghadimi_lan", "penalty_weight": 0.005, "adapt_lr": 0.05,
-         "beta": lambda c: mg.federated.default_beta(c.prox_weight)},
-        _RATE | {"beta": (0.005, 0.05), "penalty_weight": (0.0005, 0.05)}, gates=True, personalizer=("two_stage", "fine_tune"),
-        ungated_label="MetaGater w/o gating"),
+                                     penalty_weight=c.penalty_weight, rates={"gate": c.gate_rate}, **_local(c)), "MetaGater w/ gating",
+        _METAGATER | {"penalty_weight": 0.001, "gate_rate": 30.0, "gate_adapt_lr": 100.0},
+        _RATE | {"beta": (0.005, 0.03), "penalty_weight": (0.0001, 0.01), "gate_rate": (10.0, 100.0), "gate_adapt_lr": (10.0, 300.0)},
+        gates=True, personalizer=("two_stage", "fine_tune"), ungated_label="MetaGater w/o gating",
+        several_steps={"prox_weight": (2.0, 15.0), "beta": (0.005, 0.03)}),
+    # What a gate that has learned nothing is: noise on the channels of the layers that it would switch.
+    "metagater_dropout": AlgorithmRow(
+        lambda c, loss: mg.metagater(loss, prox_weight=c.prox_weight, beta=c.beta, gamma=c.gamma, **_local(c)), "MetaGater w/o gating, channel dropout",
+        _METAGATER | {"channel_dropout": 0.2}, _RATE | {"beta": (0.005, 0.03), "channel_dropout": (0.05, 0.6)}),
     "fedprox": AlgorithmRow(
         lambda c, loss: mg.federated.fedprox(loss, prox_weight=c.prox_weight, **_local(c)), "FedProx",
         {"local_lr": 0.1, "prox_weight": 0.1, "adapt_lr": 0.1}, _RATE | {"prox_weight": (0.01, 3.0)}),
@@ -161,24 +178,41 @@ def _adaptation(c: ConfigDict) -> dict[str, Any]:
   return {"lr": c.adapt_lr, "steps": c.adapt_steps, "chunk": c.chunk}
 
 
-def _metasnip(granularity: str) -> Callable:
+def _random_score(params, task, key, mask):
+  """Numbers that are a function of the task, so that each removes others."""
+  del key, mask
+  own = task.index[0] if hasattr(task, "index") else task.labels.sum()
+  return mg.pruning.random()(params, key=jax.random.fold_in(jax.random.key(0), own))
+
+
+_RANDOM = mg.pruning.Score(lambda params, mean, key: mean, _random_score)
+
+
+def _metasnip(granularity: str, score: Callable[[mg.data.Loss], mg.pruning.Score] | None = None) -> Callable:
   def make(c, loss, network):
     del network
     # All kernels by weight, as SNIP does; by channel the layers that a gate could switch, so that it is compared on what the gate decides about.
     layers = tuple(f"backbone/{layer}/kernel" for layer in c.gated_layers)
     prunable = mg.pruning.is_kernel if granularity == "weight" else lambda name, leaf: name in layers
-    return mg.metasnip(loss, sparsity=c.target_sparsity, granularity=granularity, prunable=prunable, **_adaptation(c))
+    return mg.metasnip(loss, sparsity=0.0 if c.target_sparsity is None else c.target_sparsity, granularity=granularity, prunable=prunable,
+                       score=None if score is None else score(loss), **_adaptation(c))
   return make
 
 
 PERSONALIZERS: dict[str, PersonalizerRow] = {
     "fine_tune": PersonalizerRow(lambda c, loss, network: mg.fine_tune(loss, **_adaptation(c)), "fine-tuning", {"adapt_lr": 0.05}),
     "two_stage": PersonalizerRow(
-        lambda c, loss, network: mg.two_stage(loss, gate_lr=c.gate_adapt_lr, target_sparsity=c.target_sparsity, network=network,
-                                              task_axis=evaluation_axis(c, network), **_adaptation(c)), "two stages", {"adapt_lr": 0.05},
-        needs_gates=True),
+        lambda c, loss, network: mg.two_stage(
+            loss, gate_lr=c.gate_adapt_lr, target_sparsity=c.target_sparsity, sparsity_by=c.sparsity_by, frozen=c.gate_frozen, network=network,
+            gate_loss=_loss(c, dataclasses.replace(network, temperature=c.gate_adapt_temperature or None)),
+            task_axis=evaluation_axis(c, network), **_adaptation(c)), "two stages", {"adapt_lr": 0.05, "gate_adapt_lr": 100.0}, needs_gates=True),
     "metasnip_weight": PersonalizerRow(_metasnip("weight"), "MetaSNIP", {"adapt_lr": 0.05}, prunes=True),
     "metasnip_channel": PersonalizerRow(_metasnip("channel"), "MetaSNIP, by channel", {"adapt_lr": 0.05}, prunes=True),
+    # Channels of a network without gates that a task keeps for all its inputs: chosen by one gradient, or at random.
+    "static_channels": PersonalizerRow(_metasnip("channel", mg.pruning.contribution), "static channels", {"adapt_lr": 0.05}, prunes=True,
+                                       follows="metagater_dropout"),
+    "random_channels": PersonalizerRow(_metasnip("channel", lambda loss: _RANDOM), "random channels", {"adapt_lr": 0.05}, prunes=True,
+                                       follows="metagater_dropout"),
 }
 
 
@@ -350,29 +384,48 @@ def _omniglot(config):
 
 DATASETS: dict[str, DatasetRow] = {
     **{name: DatasetRow(load=partial(load_dataset, name)) for name in ("digits", "mnist", "cifar10", "cifar100")},
+    "har": DatasetRow(load=load_hapt, image_shape=(128, 6)),
     "cifarfs": DatasetRow(splits=_cifar_fs),
     "omniglot": DatasetRow(splits=_omniglot, image_shape=(28, 28, 1)),
 }
 
-PARTITIONS = {
-    "labels": lambda c, labels: mg.partition_by_label(
-        labels, tasks=c.tasks, labels_per_task=c.labels_per_task, size_range=tuple(c.size_range), seed=c.seed,
+# `(config, dataset) -> Partition`; the data set may be a selection of samples.
+PARTITIONS: dict[str, Callable[[ConfigDict, Dataset], mg.data.Partition]] = {
+    "labels": lambda c, data: mg.partition_by_label(
+        data.labels, tasks=c.tasks, labels_per_task=c.labels_per_task, size_range=tuple(c.size_range), seed=c.seed,
         test_fraction=c.test_fraction, fill=c.fill, cyclic=c.cyclic_labels),
-    "dirichlet": lambda c, labels: mg.data.partition_by_dirichlet(
-        labels, tasks=c.tasks, concentration=c.concentration, seed=c.seed, test_fraction=c.test_fraction),
+    "dirichlet": lambda c, data: mg.data.partition_by_dirichlet(
+        data.labels, tasks=c.tasks, concentration=c.concentration, seed=c.seed, test_fraction=c.test_fraction),
+    "groups": lambda c, data: mg.data.partition_by_group(_groups_of(data), data.labels, data.spans, test_fraction=c.test_fraction),
 }
+# Partitions whose tasks are those of the data: how many there are does not depend on the config, and none is cut.
+_NATURAL = ("groups",)
 
 
-def make_partition(config: ConfigDict, labels: np.ndarray, tuning: bool = False) -> mg.data.Partition:
+def make_partition(config: ConfigDict, dataset: Dataset, tuning: bool = False) -> mg.data.Partition:
   """How the labelled samples are distributed over the tasks of a config: those that runs are made of or, with `tuning`, those on which settings
-  are chosen. Where tasks take all the data there is (`fill`), those for tuning are smaller by `tuning_fraction`, and as many."""
-  runs, held = mg.data.split_samples(labels, config.tuning_fraction)
-  samples = held if tuning else runs
-  if tuning and config.fill:
+  are chosen. Where tasks take all the data there is (`fill`), those for tuning are smaller by `tuning_fraction`, and as many; natural tasks are
+  the one or the other as a whole."""
+  labels, natural = np.asarray(dataset.labels), config.partition in _NATURAL
+  split = mg.data.split_groups(_groups_of(dataset), config.tuning_fraction) if natural else mg.data.split_samples(labels, config.tuning_fraction)
+  samples = split[1 if tuning else 0]
+  if tuning and config.fill and not natural:
     low, high = config.size_range
     config = with_changes(config, size_range=(max(round(low * config.tuning_fraction), config.labels_per_task),
                                               max(round(high * config.tuning_fraction), config.labels_per_task)))
-  return PARTITIONS[config.partition](config, labels[samples]).of(samples)
+  of = lambda values: None if values is None else np.asarray(values)[samples]
+  selected = dataset._replace(images=None, labels=labels[samples], groups=of(dataset.groups), spans=of(dataset.spans))
+  partition = PARTITIONS[config.partition](config, selected).of(samples)
+  if natural and not tuning and len(partition) != config.tasks:
+    raise ValueError(f"tasks is {config.tasks}, but with partition '{config.partition}' and tuning_fraction={config.tuning_fraction} {dataset.name} "
+                     f"has {len(partition)} tasks; set tasks={len(partition)}.")
+  return partition
+
+
+def _groups_of(data):
+  if data.groups is None:
+    raise ValueError(f"partition is 'groups', but {data.name} does not say whom its samples are of; use 'labels' or 'dirichlet'.")
+  return np.asarray(data.groups)
 
 
 # --- how tasks are mapped

@@ -365,11 +365,17 @@ def make_tasks(config: ConfigDict, dataset: Dataset, tuning: bool = False) -> Ta
     ConfigError: data that cannot be distributed as the config wants it.
   """
   try:
-    partition = registry.make_partition(config, np.asarray(dataset.labels), tuning)
+    partition = registry.make_partition(config, dataset, tuning)
+    if len(partition) == config.tasks:
+      return Tasks(partition, *mg.data.split_tasks(config.tasks, config.target_tasks, config.seed, seen=config.target_tasks_seen,
+                                              validation=config.validation_tasks))
+    # Natural tasks, of which fewer are for tuning: as large a part is held out, and as nothing is a target there, all of that is for validation.
+    share = lambda count: max(1, round(count * len(partition) / config.tasks))
+    training, validation, target = mg.data.split_tasks(len(partition), share(config.target_tasks), config.seed,
+                                                       validation=share(config.validation_tasks))
+    return Tasks(partition, training, np.sort(np.concatenate([validation, target])), target)
   except ValueError as error:  # of the partitioner, whose messages name the config's fields
     raise ConfigError(str(error)) from error
-  return Tasks(partition, *mg.data.split_tasks(config.tasks, config.target_tasks, config.seed, seen=config.target_tasks_seen,
-                                          validation=config.validation_tasks))
 
 
 def _row(round_, loss, before, after, gated):

@@ -288,6 +288,8 @@ def load_model(workdir: str | Path) -> tuple[Model, dict[str, np.ndarray]]:
 
 # Fields of configs by the names that they had in earlier versions.
 _RENAMED = {"meta_gradient": "derivative"}
+# What runs with gates did before there were these fields, where their default is another.
+_BEFORE = {"gate_normalize": False, "gate_adapt_temperature": 1.0, "sparsity_by": "group_norm"}
 
 
 # Few-shot records of earlier versions call their network by the name that another one has.
@@ -304,8 +306,9 @@ def model_name(name: str) -> str:
 
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
-  """The config of a run, in today's names of fields."""
-  return {_RENAMED.get(name, name): value for name, value in json.loads((Path(workdir) / "config.json").read_text(encoding="utf-8")).items()}
+  """The config of a run, in today's names of fields, with what it had in the place of newer fields whose default is another."""
+  held = {_RENAMED.get(name, name): value for name, value in json.loads((Path(workdir) / "config.json").read_text(encoding="utf-8")).items()}
+  return (_BEFORE if held.get("gated", held.get("gated_layers")) else {}) | held
 
 
 def read_result(workdir: str | Path) -> dict[str, Any]:

@@ -30,11 +30,12 @@ def config_of(row: Row, *, rounds: int | None = None, data_dir: str | None = Non
   config = protocol_config(row.protocol, data_dir, rounds)
   method = registry.methods()[row.method]
   config.update(algorithm=method.algorithm, gated=method.gated, personalizer=method.personalizer, local_steps=row.local_steps)
-  if row.local_steps > 1 or row.method not in CURVES.get(row.protocol, ()):
-    config.eval_every = config.rounds  # only what Figure 4 shows is evaluated on the way
   if is_pruning(row.method):
     config.mesh = "none"  # each target has a sparsity of its own, which is not spread
-  return check_config(config)
+  config = check_config(config)
+  if row.local_steps > 1 or row.method not in CURVES.get(row.protocol, ()):
+    config.eval_every = config.rounds  # only what Figure 4 shows is evaluated on the way
+  return config
 
 
 def folder_of(workdir: Path, row: Row, seed: int) -> Path:

@@ -40,10 +40,10 @@ class Table(NamedTuple):
 PROTOCOL_LABELS = {
     "digits": "Digits",
     "mnist": "MNIST", "cifar10": "CIFAR-10", "cifar10_moderate": "CIFAR-10, moderate local data",
-    "cifar10_small": "CIFAR-10, small local data", "cifar100": "CIFAR-100, small local data"}
+    "cifar10_small": "CIFAR-10, small local data", "cifar100": "CIFAR-100, small local data", "har": "Human activity, people as tasks"}
 
 # Among how many classes a network of each protocol decides.
-CLASSES = {"digits": 10, "mnist": 10, "cifar10": 10, "cifar10_moderate": 10, "cifar10_small": 10, "cifar100": 100}
+CLASSES = {"digits": 10, "mnist": 10, "cifar10": 10, "cifar10_moderate": 10, "cifar10_small": 10, "cifar100": 100, "har": 6}
 
 def _training(protocol, *rows):
   return tuple(Row(protocol, method, steps, seconds) for method, steps, seconds in rows)
@@ -76,6 +76,9 @@ TABLES = {
         *_four("cifar10_small", 187, 339, 189, 356), *_four("cifar100", 192, 367, 208, 399))),
     "6": Table("Fast adaptation with small local data", "adaptation", (
         *_adaptation("cifar10_small", 0.56, 0.55, 0.51), *_adaptation("cifar100", 0.61, 0.57, 0.52))),
+    "har": Table("Meta-models of people's activities (not in the paper)", "training", (
+        *_four("har", None, None, None, None), Row("har", "metagater_dropout"))),
+    "har_adaptation": Table("Fast adaptation to people never seen (not in the paper)", "adaptation", _adaptation("har", None, None, None)),
 }
 
 # Figure 4: accuracy over rounds, one panel per protocol, in these methods.

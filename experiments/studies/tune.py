@@ -2,13 +2,14 @@
 
 Each method gets the same number of meta-trainings, at points that fill its search space evenly (a Sobol sequence), and on
 each meta-model the same adaptation rates. What counts is the accuracy after adaptation on validation tasks, which are not trained
-on. All tasks here are made of images that are in no task of a run (`tuning_fraction`). The best point goes to
-`configs/tuned/PROTOCOL.json`, with all trials; the configs read it.
+on. All tasks here are made of images that are in no task of a run (`tuning_fraction`). How many rounds to train is found on the way, by one rule
+for all methods: a trial is looked at several times, and ends where its accuracy has come within half a point of the best it reaches. The best
+point goes to `configs/tuned/PROTOCOL.json`, with all trials; the configs read it.
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ from experiments.config.federated import check_config
 from experiments.config.fields import check_known, with_fields
 from experiments.runs.federated import load, make_tasks
 from experiments.runs.records import make_folder, write_json
-from experiments.studies.protocols import BASE, is_pruning
+from experiments.studies.protocols import is_pruning
 from experiments.studies.study import Part, carry_out, check_seeds, settings_of
 
-__all__ = ["Tuner", "adaptation_rates", "merge", "method_config", "points", "reproduce", "tune_method"]
+__all__ = ["PRUNED", "Tuner", "adaptation_rates", "merge", "method_config", "points", "reproduce", "space_of", "tune_method"]
 
-# What is tuned by default: the methods of the paper's tables.
-_PAPER = ("fedavg", "per_fedavg", "metagater_ungated", "metagater")
+# What is tuned by default: the methods of the paper's tables, and the one that tells a gate's gain from that of its noise.
+_PAPER = ("fedavg", "per_fedavg", "metagater_ungated", "metagater", "metagater_dropout")
+# The sparsity at which the rates of what prunes at a target are tuned.
+PRUNED = 0.5
 
 
 def adaptation_rates(count: int = 9) -> tuple[float, ...]:
@@ -67,43 +70,63 @@ class Tuner:
     self.populations = mg.data.make_populations(dataset.images, np.asarray(dataset.labels),
                                            [tasks.partition for _, tasks in self.tasks],
                                            (config.pixel_mean, config.pixel_std), classes=dataset.classes)
-    self.network = registry.make_network(config, dataset.classes)
+    self.network, self.classes = registry.make_network(config, dataset.classes), dataset.classes
     self.image_shape = dataset.images.shape[1:]
-    self._train = jax.jit(self._train_and_deploy)
+    self._start = jax.jit(self._init)
+    self._train = jax.jit(self._rounds, static_argnames="rounds", donate_argnums=1)
     self._measure = jax.jit(self._accuracies, static_argnames="personalizer")
 
-  def train(self, settings: Mapping[str, float]) -> list[mg.Model]:
-    """The meta-models at these settings, by seed."""
-    return [self._train(dict(settings), jnp.asarray(seed), population, jnp.asarray(tasks.training))
-            for (seed, tasks), population in zip(self.tasks, self.populations)]
+  def trial(self, settings: Mapping[str, float], looks: int = 4) -> Iterator[tuple[int, list[mg.Model], np.ndarray]]:
+    """Meta-trains at these settings. Each of `looks` times, evenly over the rounds of the config: the round, the meta-models by seed, and the
+    accuracy on the validation tasks by adaptation rate, mean over tasks and seeds."""
+    settings = {name: jnp.asarray(value) for name, value in settings.items()}
+    states = [self._start(settings, jnp.asarray(seed)) for seed, _ in self.tasks]
+    every = max(1, self.config.rounds // looks)
+    for done in range(every, self.config.rounds + 1, every):
+      trained = [self._train(settings, state, population, jnp.asarray(tasks.training), rounds=every)
+                 for state, (_, tasks), population in zip(states, self.tasks, self.populations)]
+      states, models = zip(*trained)
+      yield done, list(models), self.accuracies(models, settings)
 
-  def accuracies(self, models: Sequence[mg.Model], personalizer: str | None = None) -> np.ndarray:
-    """Accuracy on the validation tasks by adaptation rate, mean over tasks and seeds, with the config's personalizer or another."""
-    return np.mean([np.asarray(self._measure(model, population, jnp.asarray(tasks.validation), personalizer=personalizer or
-                                             self.config.personalizer))
-                    for model, population, (_, tasks) in zip(models, self.populations, self.tasks)], axis=0)
+  def accuracies(self, models: Sequence[mg.Model], settings: Mapping[str, Any], personalizer: str | None = None) -> np.ndarray:
+    """Accuracy on the validation tasks by adaptation rate, mean over tasks and seeds, with the config's personalizer or another. What is no number
+    counts as 0."""
+    return np.nan_to_num(np.mean([np.asarray(self._measure(model, population, jnp.asarray(tasks.validation), dict(settings),
+                                                           personalizer=personalizer or self.config.personalizer))
+                                  for model, population, (_, tasks) in zip(models, self.populations, self.tasks)], axis=0))
 
-  def _train_and_deploy(self, settings, seed, population, training):
-    config = self.config
-    algorithm = registry.make_algorithm(registry.with_changes(config, **settings), self.network)
+  def _algorithm(self, settings):
+    config = registry.with_changes(self.config, **settings)
+    network = registry.make_network(config, self.classes)
+    return config, network, registry.make_algorithm(config, network)
+
+  def _init(self, settings, seed):
+    _, network, algorithm = self._algorithm(settings)
     init_key, run_key = jax.random.split(jax.random.key(seed))
-    state = mg.federated_init(algorithm, self.network.init(init_key, self.image_shape), run_key)
-    state, _ = mg.run_rounds(algorithm, state, population, training, rounds=config.rounds, cohort=config.cohort,
-                             batch_size=config.batch_size, weighted=config.weighted, 
-                             task_axis=registry.train_axis(config, self.network, algorithm))
-    return algorithm.deploy(state.server)
+    return mg.federated_init(algorithm, network.init(init_key, self.image_shape), run_key)
 
-  def _accuracies(self, model, population, validation, personalizer):
+  def _rounds(self, settings, state, population, training, rounds):
+    config, network, algorithm = self._algorithm(settings)
+    state, _ = mg.run_rounds(algorithm, state, population, training, rounds=rounds, cohort=config.cohort, batch_size=config.batch_size,
+                             weighted=config.weighted, task_axis=registry.train_axis(self.config, network, algorithm))
+    return state, algorithm.deploy(state.server)
+
+  def _accuracies(self, model, population, validation, settings, personalizer):
+    make = lambda **changes: registry.make_personalizer(registry.with_changes(self.config, **settings, personalizer=personalizer), self.network,
+                                                        **changes)
     # The rate is of the adaptation alone: what is calibrated does not depend on it.
-    make = lambda rate: registry.make_personalizer(registry.with_changes(self.config, personalizer=personalizer), self.network, adapt_lr=rate)
-    calibration = make(self.config.adapt_lr).calibrate(model, population, validation)
+    calibration = make().calibrate(model, population, validation)
 
     def one(task):
       # Under vmap what does not depend on the rate (the gradient at the meta-model) is computed once for all rates.
       return jax.vmap(lambda rate: mg.evaluate_task(
-          self.network, make(rate).adapt(model, population.train(task), calibration), population.test(task), chunk=self.config.chunk
+          self.network, make(adapt_lr=rate).adapt(model, population.train(task), calibration), population.test(task), chunk=self.config.chunk
       ).accuracy)(jnp.asarray(self.rates))
     return mg.core.map_tasks(one, validation, "map").mean(0)
+
+
+# Accuracy that a trial may be below the best that it reaches, for the sake of fewer rounds.
+_TOLERANCE = 0.005
 
 
 def tune_method(config: ConfigDict, name: str, *, local_steps: int, seeds: Sequence[int], trials: int,
@@ -123,29 +146,36 @@ def tune_method(config: ConfigDict, name: str, *, local_steps: int, seeds: Seque
   start = time.perf_counter()
   tuner = Tuner(method_config(config, name, local_steps), seeds, rates)
   trial_records, best = [], None
-  for settings in points(method.space, trials):
-    models = tuner.train(settings)
-    accuracies = np.nan_to_num(tuner.accuracies(models))
+  for settings in points(space_of(method, local_steps), trials):
+    looks = list(tuner.trial(settings))
+    reached = [accuracies.max() for _, _, accuracies in looks]
+    rounds, models, accuracies = looks[int(np.argmax(np.array(reached) >= max(reached) - _TOLERANCE))]
     rate = int(accuracies.argmax())
-    trial_records.append({**settings, "adapt_lr": rates[rate], "accuracy": round(float(accuracies[rate]), 4)})
+    trial_records.append({**settings, "adapt_lr": rates[rate], "rounds": rounds, "accuracy": round(float(accuracies[rate]), 4),
+                          "accuracies": {str(done): round(float(value), 4) for (done, _, _), value in zip(looks, reached)}})
     report(f"{config.name} {name} K={local_steps}: {trial_records[-1]} ({time.perf_counter() - start:.0f} s)")
     if best is None or trial_records[-1]["accuracy"] > best[0]["accuracy"]:
       best = trial_records[-1], models
-  settings = {key: value for key, value in best[0].items() if key != "accuracy"}
+  settings = {key: value for key, value in best[0].items() if key not in ("accuracy", "accuracies")}
   entry = {"algorithm": method.algorithm, "gated": method.gated, "local_steps": local_steps, "settings": settings,
            "validation_accuracy": best[0]["accuracy"], "meta_trainings": trials * len(seeds),
            "adaptation_rates": len(rates), "rounds": config.rounds, "seeds": list(map(int, seeds)),
            "validation_tasks": tuner.validation_tasks, "seconds": round(time.perf_counter() - start, 1), "trials": trial_records}
   entries = [entry]
-  if name == BASE and config.gated_layers:
-    for pruner in filter(is_pruning, registry.methods()):
-      accuracies = tuner.accuracies(best[1], registry.methods()[pruner].personalizer)
+  for pruner, other in registry.methods().items():
+    if is_pruning(pruner) and (other.algorithm, other.gated) == (method.algorithm, method.gated) and config.gated_layers:
+      accuracies = tuner.accuracies(best[1], settings | {"target_sparsity": PRUNED}, other.personalizer)
       rate = int(accuracies.argmax())
-      settings = {"adapt_lr": rates[rate]}
-      report(f"{config.name} {pruner} K={local_steps}: {settings} {accuracies[rate]:.4f}")
-      entries.append({**entry, "algorithm": pruner, "settings": settings, "trials": [],
-                      "validation_accuracy": round(float(accuracies[rate]), 4)})
+      own = {"adapt_lr": rates[rate], "rounds": settings["rounds"]}
+      report(f"{config.name} {pruner} K={local_steps}: {own} {accuracies[rate]:.4f}")
+      entries.append({**entry, "algorithm": pruner, "settings": own, "trials": [], "validation_accuracy": round(float(accuracies[rate]), 4)})
   return entries
+
+
+def space_of(method: registry.Method, local_steps: int) -> dict[str, tuple[float, float]]:
+  """What is searched for a method: with several local steps more than with one, where only a product of some settings matters."""
+  more = registry.ALGORITHMS[method.algorithm].several_steps if local_steps > 1 else {}
+  return dict(method.space) | dict(more)
 
 
 def method_config(config: ConfigDict, name: str, local_steps: int) -> ConfigDict:
@@ -186,7 +216,7 @@ def reproduce(workdir: str | Path, out: Path, configs: Mapping[str, ConfigDict],
   groups, planned = {}, {}
   for protocol, config in configs.items():
     load(method_config(config, "fedavg", 1))  # before anything runs: data that is missing
-    chosen = methods or [name for name in _PAPER if config.gated_layers or not registry.methods()[name].gated]
+    chosen = methods or [name for name in _PAPER if config.gated_layers or name in _PAPER[:3]]
     for k in local_steps:
       for name in chosen:
         group = f"{protocol} {name} K={k}"

@@ -133,12 +133,12 @@ def full_batch_gradient(loss: Loss, params: Params, data: TaskData | Batch, chun
   return jax.lax.fori_loop(0, (data.count + chunk - 1) // chunk, add, zeros)
 
 
-def mean_over_task(measure: Callable[[Batch], Any], data: TaskData, chunk: int = 64) -> Any:
+def mean_over_task(measure: Callable[[Batch], Any], data: TaskData | Batch, chunk: int = 64) -> Any:
   """The mean over all samples of a task of what `measure` gives per sample, `chunk` samples at a time.
 
   Args:
     measure: batch to a pytree of arrays with a leading sample axis.
-    data: the samples.
+    data: the samples. A `Batch` is taken as a whole.
     chunk: rows at a time; chunks that are all padding are skipped.
 
   Returns:
@@ -148,6 +148,8 @@ def mean_over_task(measure: Callable[[Batch], Any], data: TaskData, chunk: int =
     ValueError: a chunk that is not a whole number of at least 1.
   """
   check_counts(chunk=chunk)
+  if isinstance(data, Batch):
+    return jax.tree.map(lambda x: jnp.tensordot(data.weight, x, axes=1) / data.weight.sum(), measure(data))
   chunk = min(chunk, data.index.shape[0])
   first = jnp.arange(chunk, dtype=jnp.int32)
 

@@ -1,7 +1,7 @@
 """Labelled image sets as NumPy arrays: scikit-learn's digits, and anything TFDS has, without TensorFlow.
 
-A TFDS set is decoded once and kept as a memory-mapped array cache. This is the only module of the library that reads or
-writes files; nothing else in it imports this one.
+A TFDS set is decoded once and kept as a memory-mapped array cache. This module and `metagater_jax.data.hapt` are the only ones of the library
+that read files; nothing else in it imports them.
 """
 
 import concurrent.futures
@@ -31,12 +31,23 @@ class DatasetError(ValueError):
 
 
 class Dataset(NamedTuple):
-  """`images` (samples, height, width, channels) uint8 and `labels` (samples,) int32; all splits joined."""
+  """Labelled samples; all splits joined.
+
+  Attributes:
+    name: of the set.
+    images: (samples, height, width, channels) uint8, or any (samples, …) floats.
+    labels: (samples,) int32.
+    classes: how many there are.
+    groups: (samples,) int32, whom or what each sample is of, where the set has natural tasks; None: it has none.
+    spans: (samples, 2) first and last moment of each sample, where samples may overlap in time; None: they do not.
+  """
 
   name: str
   images: np.ndarray
   labels: np.ndarray
   classes: int
+  groups: np.ndarray | None = None
+  spans: np.ndarray | None = None
 
 
 def load_dataset(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["Partition", "draw_sizes", "partition_by_dirichlet", "partition_by_label", "split_samples", "split_tasks"]
+__all__ = ["Partition", "draw_sizes", "partition_by_dirichlet", "partition_by_group", "partition_by_label", "split_groups",
+           "split_samples", "split_tasks"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +190,55 @@ def partition_by_dirichlet(labels: np.ndarray, *, tasks: int, concentration: flo
   return _assemble(rng, parts)
 
 
+def partition_by_group(groups: np.ndarray, labels: np.ndarray, spans: np.ndarray | None = None, *, test_fraction: float = 0.25,
+                       seed: int = 0) -> Partition:
+  """Each task is one group of the data: a person, a device, a place. Of each label of a group the last samples are its test data.
+
+  Samples that overlap in time are nearly the same. So the order of samples is that of time, train and test data of a task are split at a moment,
+  by label, and test samples that overlap with any train sample of the task are left out.
+
+  Args:
+    groups: (samples,) integers; tasks are in the order of their numbers.
+    labels: (samples,) integers.
+    spans: (samples, 2) first and last moment of each sample; None: samples do not overlap, and are in the order of time.
+    test_fraction: part of each label of a task that is its test data.
+    seed: of the order in which a task's samples are listed, so that its first ones are of all labels. Which they are does not depend on it.
+
+  Returns:
+    The partition.
+
+  Raises:
+    ValueError: arrays of different lengths, or a group that has no test sample left.
+
+  >>> partition_by_group(np.array([0, 0, 0, 1, 1]), np.array([0, 0, 0, 0, 0]), test_fraction=0.3).test
+  (array([2]), array([4]))
+  """
+  groups, labels = np.asarray(groups), np.asarray(labels)
+  spans = np.stack([np.arange(len(groups))] * 2, axis=1) if spans is None else np.asarray(spans)
+  if not len(groups) == len(labels) == len(spans):
+    raise ValueError(f"there are {len(groups)} groups, {len(labels)} labels and {len(spans)} spans; there must be one of each per sample.")
+  _check_fraction(test_fraction)
+  rng = np.random.default_rng([seed, 6])
+  train, test = [], []
+  for group in np.unique(groups):
+    parts = []
+    for label in np.unique(labels[groups == group]):
+      samples = np.flatnonzero((groups == group) & (labels == label))
+      samples = samples[np.argsort(spans[samples, 0], kind="stable")]
+      cut = _train_part(len(samples), test_fraction)
+      parts.append((samples[:cut], samples[cut:]))
+    own, later = (np.concatenate(part) for part in zip(*parts))
+    order = np.argsort(spans[own, 0], kind="stable")
+    starts, latest_end = spans[own[order], 0], np.maximum.accumulate(spans[own[order], 1])
+    before = np.searchsorted(starts, spans[later, 1], side="right")  # train samples that start before a test sample ends
+    apart = (before == 0) | (latest_end[np.maximum(before, 1) - 1] < spans[later, 0])
+    if not apart.any():
+      raise ValueError(f"group {group} has {len(own) + len(later)} samples, of which none is left to test on; leave it out, or raise test_fraction.")
+    train.append(rng.permutation(own))
+    test.append(rng.permutation(later[apart]))
+  return Partition(tuple(train), tuple(test))
+
+
 def split_tasks(tasks: int, targets: int, seed: int, *, validation: int = 0, seen: bool = False
                 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Which tasks meta-training uses, which are for choosing settings, and which are targets, as three sorted arrays.
@@ -234,6 +284,27 @@ def split_samples(labels: np.ndarray, fraction: float, seed: int = 0) -> tuple[n
   _, pools = _shuffled_by_class(np.random.default_rng([seed, 4]), labels)
   cuts = [round(fraction * len(pool)) for pool in pools]
   return tuple(np.sort(np.concatenate(part)) for part in zip(*((pool[cut:], pool[:cut]) for pool, cut in zip(pools, cuts))))
+
+
+def split_groups(groups: np.ndarray, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+  """As `split_samples`, for data with natural tasks: a group is in one of the parts as a whole.
+
+  Args:
+    groups: (samples,) integers.
+    fraction: of the groups in the second part, in [0, 1).
+    seed: that the split is a function of.
+
+  Returns:
+    Sorted indices of the first and of the second part.
+
+  Raises:
+    ValueError: a fraction outside [0, 1).
+  """
+  if not 0 <= fraction < 1:
+    raise ValueError(f"the fraction of groups that are split off must lie in [0, 1), got {fraction}.")
+  there = np.random.default_rng([seed, 5]).permutation(np.unique(groups))
+  second = np.isin(groups, there[:round(fraction * len(there))])
+  return np.flatnonzero(~second), np.flatnonzero(second)
 
 
 def _shuffled_by_class(rng, labels):

@@ -11,6 +11,7 @@ from metagater_jax.data.batching import Loss, is_rowwise
 from metagater_jax.federated.algorithm import ClientUpdate, FederatedAlgorithm
 from metagater_jax.optim.accelerated_proximal import accelerated_proximal, accelerated_proximal_eval_params
 from metagater_jax.optim.local_solver import local_solve
+from metagater_jax.optim.metric import Rates, check_rates, in_metric
 from metagater_jax.optim.penalties import Penalty, no_penalty
 
 __all__ = ["MetaGaterState", "default_beta", "metagater"]
@@ -37,8 +38,8 @@ def default_beta(prox_weight: float) -> float:
 
 def metagater(loss: Loss, *, local_lr: float, prox_weight: float = 15.0, local_steps: int = 1, beta: optax.ScalarOrSchedule | None = None,
               gamma: str | optax.ScalarOrSchedule = "ghadimi_lan", penalty: Penalty | None = None,
-              penalty_weight: optax.ScalarOrSchedule = 0.0, before_server: optax.GradientTransformation | None = None
-              ) -> FederatedAlgorithm:
+              penalty_weight: optax.ScalarOrSchedule = 0.0, rates: Rates | None = None,
+              before_server: optax.GradientTransformation | None = None) -> FederatedAlgorithm:
   """Algorithm 1 on parameters w = (θ, φ); with an empty gate it is MetaGater without gating. For rounds t = 1, 2, …
 
       (1)  md  = (1 − α_t) ag + α_t x
@@ -60,6 +61,8 @@ def metagater(loss: Loss, *, local_lr: float, prox_weight: float = 15.0, local_s
     gamma: γ_t, see `optim.accelerated_proximal`.
     penalty: R on the parameters (`optim.on_part(optim.group_lasso(nn.gate_groups), "gate")`); None: no penalty.
     penalty_weight: μ.
+    rates: ρ by part of the parameters, {"gate": 30.0}: line 2 then measures ‖·‖² in the metric D⁻¹, and lines 4 and 5 take the prox in it, see
+      `optim.metric`. A gate's gradient is small beside its backbone's, so that at a common rate it hardly moves. 1 is no change at all.
     before_server: an optax transformation of d in front of the server's update, clipping for instance.
 
   Returns:
@@ -70,8 +73,9 @@ def metagater(loss: Loss, *, local_lr: float, prox_weight: float = 15.0, local_s
   """
   check_positive(local_lr=local_lr, prox_weight=prox_weight)
   check_counts(local_steps=local_steps)
+  check_rates(rates)
   beta = default_beta(prox_weight) if beta is None else beta
-  server = accelerated_proximal(penalty or no_penalty(), beta, penalty_weight=penalty_weight, gamma=gamma)
+  server = accelerated_proximal(in_metric(penalty or no_penalty(), rates), beta, penalty_weight=penalty_weight, gamma=gamma)
   if before_server is not None:
     server = optax.chain(before_server, server)
   sgd = optax.sgd(local_lr)
@@ -81,7 +85,7 @@ def metagater(loss: Loss, *, local_lr: float, prox_weight: float = 15.0, local_s
 
   def client_update(md, draw):
     # (2)
-    w_i, value = local_solve(loss, md, draw, optimizer=sgd, steps=local_steps, prox_weight=prox_weight)
+    w_i, value = local_solve(loss, md, draw, optimizer=sgd, steps=local_steps, prox_weight=prox_weight, rates=rates)
     # (3), of which the round takes the mean over the cohort
     d_i = like(jax.tree.map(lambda md, w: prox_weight * (md - w), md, w_i), md)
     return ClientUpdate(d_i, {"loss": value})

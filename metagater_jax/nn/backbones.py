@@ -13,13 +13,13 @@ import jax.numpy as jnp
 
 from metagater_jax.nn.convolution import average_pool, conv_as_matmul, in_blocks, max_pool
 
-__all__ = ["MLP", "ConvNet4", "ConvNet7", "ConvUnit", "FewShotConvNet", "NormalizedConv", "ResNet12"]
+__all__ = ["MLP", "ConvNet4", "ConvNet7", "ConvUnit", "FewShotConvNet", "NormalizedConv", "ResNet12", "SensorNet"]
 
 _he = nn.initializers.he_normal()
 
 
 class ConvUnit(nn.Module):
-  """pool(relu(conv(z))): the unit that a gate multiplies. 3×3, 'same' padding, with a bias.
+  """pool(relu(conv(z))): the unit that a gate multiplies. 'Same' padding, with a bias.
 
   A mask is one number per channel and not negative, so pool(relu(conv(z)) ⊙ m) (Eq. 1) = pool(relu(conv(z))) ⊙ m. Relu
   and pooling belong inside all the same: relu has no gradient at 0 and a maximum of zeros has no argument, so with a mask
@@ -27,21 +27,25 @@ class ConvUnit(nn.Module):
 
   Attributes:
     features: C_out.
-    pool: "max", "average" (both 2×2) or None.
+    pool: "max", "average" or None.
+    size: of the kernel.
+    window: of the pooling.
   """
 
   features: int
   pool: str | None = None
+  size: tuple[int, int] = (3, 3)
+  window: tuple[int, int] = (2, 2)
 
   @nn.compact
   def __call__(self, z: jax.Array) -> jax.Array:
-    kernel = self.param("kernel", _he, (3, 3, z.shape[-1], self.features))
+    kernel = self.param("kernel", _he, (*self.size, z.shape[-1], self.features))
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
     h = conv_as_matmul(z, kernel, (1, 1), "SAME")
-    if self.pool == "max":  # relu and a bias per channel are monotone: after the maximum there is a quarter of the work
-      return jax.nn.relu(max_pool(h) + bias)
+    if self.pool == "max":  # relu and a bias per channel are monotone: after the maximum there is less work
+      return jax.nn.relu(max_pool(h, self.window) + bias)
     h = jax.nn.relu(h + bias)
-    return average_pool(h) if self.pool == "average" else h
+    return average_pool(h, self.window) if self.pool == "average" else h
 
   @nn.nowrap
   def positions(self, z: jax.Array) -> int:
@@ -117,6 +121,33 @@ class ConvNet7(nn.Module):
     x = _check_images(self, images)
     for i, width in enumerate(self.widths, 1):
       x = ConvUnit(width, {2: "max", 4: "max", 6: "average"}.get(i), name=f"conv{i}")(x)
+    return nn.Dense(self.classes, name="output")(x.reshape(x.shape[0], -1))
+
+
+class SensorNet(nn.Module):
+  """Convolutions over time, each with relu and max pooling by 2, and a fully connected layer, for windows of a few sensors' samples.
+
+  They are `ConvUnit`s whose kernels and windows are one wide in the second direction. Layers: `conv1`, `conv2`, `conv3`, `output`.
+
+  Attributes:
+    classes: logits.
+    widths: channels of the convolutions.
+    size: of their kernels, in samples.
+  """
+
+  classes: int
+  widths: tuple[int, ...] = (32, 64, 64)
+  size: int = 5
+  head: ClassVar[str] = "output"
+  rowwise: ClassVar[bool] = True
+
+  @nn.compact
+  def __call__(self, windows: jax.Array) -> jax.Array:
+    if windows.ndim != 3:
+      raise ValueError(f"SensorNet expects windows (batch, time, sensors), got shape {windows.shape}.")
+    x = windows[:, :, None]
+    for i, width in enumerate(self.widths, 1):
+      x = ConvUnit(width, "max", (self.size, 1), (2, 1), name=f"conv{i}")(x)
     return nn.Dense(self.classes, name="output")(x.reshape(x.shape[0], -1))
 
 

@@ -88,17 +88,17 @@ def in_blocks(function, images: jax.Array, floats_per_image: int):
   return jax.tree.map(lambda x: x.sum(0), sums), jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), rows)
 
 
-def max_pool(features: jax.Array, window: int = 2) -> jax.Array:
+def max_pool(features: jax.Array, window: int | tuple[int, int] = 2) -> jax.Array:
   """Non-overlapping max pooling of (batch, height, width, channels); rows and columns left over are dropped.
 
   Where several elements share the maximum, the first of them gets the gradient.
 
   Args:
     features: (batch, height, width, channels).
-    window: in pixels, in both directions.
+    window: in pixels, in both directions or each.
 
   Returns:
-    (batch, height // window, width // window, channels).
+    (batch, height // window, width // window, channels), with the window's own height and width.
 
   Raises:
     ValueError: a window larger than the features.
@@ -115,15 +115,15 @@ def _fold_max(x, axis):
   return first
 
 
-def average_pool(features: jax.Array, window: int = 2) -> jax.Array:
+def average_pool(features: jax.Array, window: int | tuple[int, int] = 2) -> jax.Array:
   """Non-overlapping average pooling of (batch, height, width, channels); rows and columns left over are dropped.
 
   Args:
     features: (batch, height, width, channels).
-    window: in pixels, in both directions.
+    window: in pixels, in both directions or each.
 
   Returns:
-    (batch, height // window, width // window, channels).
+    (batch, height // window, width // window, channels), with the window's own height and width.
 
   Raises:
     ValueError: a window larger than the features.
@@ -133,9 +133,10 @@ def average_pool(features: jax.Array, window: int = 2) -> jax.Array:
 
 def _windows(features, window):
   batch, height, width, channels = features.shape
-  rows, columns = height // window, width // window
+  high, wide = (window, window) if isinstance(window, int) else window
+  rows, columns = height // high, width // wide
   if rows == 0 or columns == 0:
-    raise ValueError(f"pooling: a {window}×{window} window does not fit into {height}×{width} features; the images are too "
+    raise ValueError(f"pooling: a {high}×{wide} window does not fit into {height}×{width} features; the images are too "
                      "small for this network.")
-  features = features[:, :rows * window, :columns * window]
-  return features.reshape(batch, rows, window, columns, window, channels)
+  features = features[:, :rows * high, :columns * wide]
+  return features.reshape(batch, rows, high, columns, wide, channels)

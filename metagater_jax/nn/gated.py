@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax
 import flax.linen as nn
@@ -17,7 +18,21 @@ from metagater_jax.nn.cost import Layer, network_layers
 from metagater_jax.nn.dropout import drop, without_dropout
 from metagater_jax.nn.gates import ChannelGate, binarize, logistic_noise
 
-__all__ = ["GatedNetwork", "classification_loss"]
+__all__ = ["GatedNetwork", "GatedOutputs", "classification_loss"]
+
+
+class GatedOutputs(NamedTuple):
+  """What a gated network gives for a batch.
+
+  Attributes:
+    logits: (batch, classes).
+    masks: (batch, channels) zeros and ones by gated layer.
+    log_odds: (batch, channels) ℓ by gated layer, without noise.
+  """
+
+  logits: jax.Array
+  masks: dict[str, jax.Array]
+  log_odds: dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +54,10 @@ class GatedNetwork:
     hidden: hidden units of each gate.
     temperature: τ of the binary Gumbel-softmax gate; None is the plain straight-through gate: identity gradient and no
       noise, in training too. To anneal it, `dataclasses.replace(network, temperature=τ_t)` inside of the loss, where τ_t may be traced.
-    initial_log_odds, logit_scale: see `ChannelGate`.
+    initial_log_odds, logit_scale, normalize: see `ChannelGate`.
+    noise: scale of the logistic noise of training masks; 1 is the binary Gumbel-softmax sample, 0 trains with the masks of inference.
+    dropped_layers, dropout: channel dropout, as the noise of an untrained gate is: in training each channel of these layers' outputs is 0 with
+      probability `dropout`, by image, and what is left is divided by 1 − dropout. Needs no parameters, and may stand beside gates.
     compute_dtype: what the backbone computes in, forward and backward. Parameters and gradients stay as they are, float32, and
       so do gates, whose thresholds rounding would move, and logits.
 
@@ -58,6 +76,10 @@ class GatedNetwork:
   temperature: float | None = 1.0
   initial_log_odds: float = 2.0
   logit_scale: float = 0.1
+  normalize: bool = False
+  noise: float = 1.0
+  dropped_layers: tuple[str, ...] = ()
+  dropout: float = 0.0
   compute_dtype: str = "float32"
 
   def init(self, key: jax.Array, image_shape: Sequence[int]) -> Params:
@@ -89,23 +111,41 @@ class GatedNetwork:
           "nn.GroupNorm or nn.LayerNorm, or metagater_jax.nn.NormalizedConv, which normalizes a batch by itself.")
     backbone = variables["params"]
     gate = {}
-    for i, layer in enumerate(self.gated_layers):
+    for what, layer in (*(("gated", layer) for layer in self.gated_layers), *(("dropped", layer) for layer in self.dropped_layers)):
       if layer not in shapes:
-        raise ValueError(f"gated layer '{layer}' does not exist; the layers of {type(self.backbone).__name__} are "
+        raise ValueError(f"{what} layer '{layer}' does not exist; the layers of {type(self.backbone).__name__} are "
                          f"{', '.join(shapes)}.")
+    for i, layer in enumerate(self.gated_layers):
       inputs, outputs = shapes[layer]
       gate[layer] = self._gate(outputs[-1]).init(jax.random.fold_in(gate_key, i), jnp.zeros(inputs))["params"]
     return {"backbone": backbone, "gate": gate}
 
   def apply(self, params: Params, images: jax.Array, key: jax.Array | None = None
             ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Logits (batch, classes) and the masks (batch, channels) by gated layer.
+    """Logits (batch, classes) and the masks (batch, channels) by gated layer: `outputs` without the log-odds.
+
+    Args:
+      params, images, key: as in `outputs`.
+
+    Returns:
+      Both.
+
+    Raises:
+      ValueError: as in `outputs`.
+    """
+    return self.outputs(params, images, key)[:2]
+
+  def outputs(self, params: Params, images: jax.Array, key: jax.Array | None = None) -> GatedOutputs:
+    """Logits, masks, and the log-odds that the masks come from.
 
     Args:
       params: as `init` makes them.
       images: (batch, …) floats.
       key: for the noise of training masks, or (batch,) keys, one per image (`row_keys`); None (inference and adaptation):
         m = 1[ℓ > 0] without noise.
+
+    Returns:
+      All three.
 
     Raises:
       ValueError: images of a shape that these parameters are not made for, parameters without a gate of these layers, or a gated layer
@@ -115,7 +155,7 @@ class GatedNetwork:
       raise ValueError(f"these parameters have no gate for {', '.join(missing)}: they are of a network with other gated_layers. Make them with this "
                        "network's init.")
     keys = None if key is None else _by_row(key, images.shape[0])
-    drops = itertools.count(len(self.gated_layers))
+    drops = itertools.count(len(self.gated_layers) + len(self.dropped_layers))
 
     def gate(next_function, args, kwargs, context):
       if isinstance(context.module, nn.Dropout) and context.method_name == "__call__" and keys is not None:
@@ -123,12 +163,17 @@ class GatedNetwork:
         return drop(context.module, args[0], jax.vmap(lambda key: jax.random.fold_in(key, number))(keys))
       out = without_dropout(next_function, args, kwargs, context)
       layer = "/".join(context.module.path)
-      if context.method_name != "__call__" or layer not in self.gated_layers:
+      if context.method_name != "__call__":
         return out
-      log_odds = self._gate(out.shape[-1]).apply({"params": params["gate"][layer]}, _at_least_float32(args[0]))
+      if keys is not None and layer in self.dropped_layers:
+        out = self._drop_channels(out, keys, layer)
+      if layer not in self.gated_layers:
+        return out
+      clean = log_odds = self._gate(out.shape[-1]).apply({"params": params["gate"][layer]}, _at_least_float32(args[0]))
       if keys is not None and self.temperature is not None:
-        log_odds = log_odds + _noise(keys, self.gated_layers.index(layer), log_odds)
+        log_odds = log_odds + self.noise * _noise(keys, self.gated_layers.index(layer), log_odds)
       mask = binarize(log_odds, self.temperature)
+      context.module.sow(_MASKS, "log_odds", clean)
       context.module.sow(_MASKS, "mask", mask)  # not kept in a list: inside `nn.remat` that would be another trace's
       return out * jnp.expand_dims(mask.astype(out.dtype), tuple(range(1, out.ndim - 1)))
 
@@ -144,7 +189,8 @@ class GatedNetwork:
     if missing := [layer for layer in self.gated_layers if f"{layer}/mask" not in sown]:
       raise ValueError(f"the masks of {', '.join(missing)} do not come out of the module around it (nn.scan or nn.vmap); gate a layer outside "
                        f"of it, or let it hand out the variables '{_MASKS}'.")
-    return _at_least_float32(logits), {layer: sown[f"{layer}/mask"][-1] for layer in self.gated_layers}
+    of_gates = lambda what: {layer: sown[f"{layer}/{what}"][-1] for layer in self.gated_layers}
+    return GatedOutputs(_at_least_float32(logits), of_gates("mask"), of_gates("log_odds"))
 
   def layers(self, image_shape: Sequence[int]) -> tuple[Layer, ...]:
     """The backbone's layers, see `network_layers`."""
@@ -160,8 +206,14 @@ class GatedNetwork:
     """Whether the backbone says that a task is so little work for a CPU that loops cost more than they save (its attribute `small`)."""
     return getattr(self.backbone, "small", False)
 
+  def _drop_channels(self, features, keys, layer):
+    number = len(self.gated_layers) + self.dropped_layers.index(layer)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, number), 1 - self.dropout, features.shape[-1:]))(keys)
+    keep = jnp.expand_dims(keep.astype(features.dtype) / (1 - self.dropout), tuple(range(1, features.ndim - 1)))
+    return (features * keep).astype(features.dtype)
+
   def _gate(self, channels):
-    return ChannelGate(channels, self.hidden, self.initial_log_odds, self.logit_scale)
+    return ChannelGate(channels, self.hidden, self.initial_log_odds, self.logit_scale, self.normalize)
 
 
 def classification_loss(network: GatedNetwork) -> Loss:

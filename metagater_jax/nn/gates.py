@@ -87,14 +87,18 @@ class ChannelGate(nn.Module):
   Attributes:
     channels: C_out, how many channels the gate switches.
     hidden: units of the hidden layer (the paper: 16).
-    initial_log_odds: b₂ at the start; positive, so that training starts with the channels on (2: with probability 0.88).
+    initial_log_odds: b₂ at the start; positive, so that training starts with the channels on (2: with probability 0.88). Near 0 the gate starts
+      undecided, where its gradient is largest.
     logit_scale: of W₂ at the start, relative to LeCun's initialization; small, so that it does not start with random masks.
+    normalize: s over its channels to mean 0 and variance 1, for each input by itself. How large ℓ and its gradient are does then not depend on
+      which layer is gated, nor on how far the backbone's features have grown.
   """
 
   channels: int
   hidden: int = 16
   initial_log_odds: float = 2.0
   logit_scale: float = 0.1
+  normalize: bool = False
 
   @nn.compact
   def __call__(self, features: jax.Array) -> jax.Array:
@@ -108,6 +112,9 @@ class ChannelGate(nn.Module):
     w2 = self.param("W2", lambda *args: self.logit_scale * lecun(*args), (self.hidden, self.channels))
     b2 = self.param("b2", nn.initializers.constant(self.initial_log_odds), (self.channels,))
     pooled = features.mean(axis=tuple(range(1, features.ndim - 1)))
+    if self.normalize:
+      pooled = pooled - pooled.mean(-1, keepdims=True)
+      pooled = pooled * jax.lax.rsqrt(jnp.square(pooled).mean(-1, keepdims=True) + 1e-6)
     return jax.nn.relu(pooled @ w1 + b1) @ w2 + b2
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from metagater_jax.core.checks import check_counts
+from metagater_jax.optim.metric import Rates, scale_parts
 
 __all__ = ["local_solve"]
 
@@ -16,7 +17,7 @@ Params = Any
 
 def local_solve(loss: Callable[[Params, Any, jax.Array | None], jax.Array], center: Params,
                 draw: Callable[[jax.Array | int], tuple[Any, jax.Array | None]], *, optimizer: optax.GradientTransformation, steps: int,
-                prox_weight: float = 0.0, start: Params | None = None) -> tuple[Params, jax.Array]:
+                prox_weight: float = 0.0, start: Params | None = None, rates: Rates | None = None) -> tuple[Params, jax.Array]:
   """w_i ≈ argmin_v L_i(v) + (λ/2)‖v − md‖² (Eq. 5), by `steps` steps of gradient descent from md.
 
   Args:
@@ -27,6 +28,7 @@ def local_solve(loss: Callable[[Params, Any, jax.Array | None], jax.Array], cent
     steps: K.
     prox_weight: λ; 0 is plain local training.
     start: where the steps start instead.
+    rates: ρ, the metric D of `optim.metric`: the pull is then (λ/2)‖v − md‖² in the norm of D⁻¹, and a step v − η(D ∇L_i(v) + λ(v − md)).
 
   Returns:
     w_i and the mean of the losses L_i met on the way (without the pull), a scalar.
@@ -39,6 +41,7 @@ def local_solve(loss: Callable[[Params, Any, jax.Array | None], jax.Array], cent
   def step(carry, i):
     v, optimizer_state = carry
     value, gradient = jax.value_and_grad(loss)(v, *draw(i))
+    gradient = scale_parts(gradient, rates)
     gradient = jax.tree.map(lambda g, v, md: g + prox_weight * (v - md), gradient, v, center)
     updates, optimizer_state = optimizer.update(gradient, optimizer_state, v)
     return (optax.apply_updates(v, updates), optimizer_state), value

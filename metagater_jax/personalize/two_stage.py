@@ -1,11 +1,11 @@
 """Fast adaptation at a target task in two stages (Section 3.3): the gate first, then the filters that it kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
-from metagater_jax.core.checks import check_counts, check_positive
+from metagater_jax.core.checks import check_counts, check_one_of, check_positive
 from metagater_jax.core.tasks import map_tasks
 from metagater_jax.core.trees import Params
 from metagater_jax.data.batching import Loss, mean_over_task
@@ -18,22 +18,36 @@ from metagater_jax.personalize.fine_tune import gradient_steps
 from metagater_jax.personalize.personalizer import Personalizer
 from metagater_jax.pruning.masks import masked_loss
 
-__all__ = ["adapt_backbone", "adapt_gate", "calibrate_threshold", "two_stage"]
+__all__ = ["SPARSITY_BY", "adapt_backbone", "adapt_gate", "calibrate_threshold", "constant_gate", "freeze_gate", "keep_channels",
+           "log_odds_quantile", "shift_gate", "two_stage"]
+
+SPARSITY_BY = ("log_odds", "group_norm", "budget")
 
 _group_lasso = group_lasso(gate_groups)
 
 
 def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int = 1, target_sparsity: float | None = None,
-              network: GatedNetwork | None = None, chunk: int = 64, task_axis: str | int = "auto") -> Personalizer:
+              sparsity_by: str = "log_odds", frozen: bool = False, network: GatedNetwork | None = None, gate_loss: Loss | None = None,
+              chunk: int = 64, task_axis: str | int = "auto") -> Personalizer:
   """MetaGater's adaptation: stage I `adapt_gate`, stage II `adapt_backbone`, from the meta-model to the model of a target task.
 
   Args:
     loss: L_i, `(params, batch, key) -> scalar`, on parameters with the parts "backbone" and "gate"; the key is None here.
     gate_lr, lr: η_φ and η_θ.
     steps: of each stage.
-    target_sparsity: mean sparsity that adapted tasks shall have; `calibrate` then finds κ of stage I on training tasks.
-      None: κ = 0, the gate's gradient step alone decides.
-    network: whose gates these are; needed for `target_sparsity`.
+    target_sparsity: mean sparsity that adapted tasks shall have. None is the paper's way: the meta-gate, sparse by its penalty, and the gradient
+      step alone decide.
+    sparsity_by: how it is reached, between the stages.
+      "log_odds": m = 1[ℓ > δ], where a task's δ is the quantile of the log-odds of all gated channels on its train data. Gates stay as conditional
+      as they are, and nothing is calibrated on other tasks.
+      "group_norm": a proximal step with κ switches off the channels whose group has a norm of at most κ, for all inputs of a task. `calibrate`
+      finds κ.
+      "budget": every task keeps the same number of channels of each layer, those of the highest mean log-odds on its data, always on. A device
+      that has room for so many needs no calibration.
+    frozen: what stage I leads to is fixed for the task: a channel is always on if it is on for at least half of the train data, or else always off.
+    network: whose gates these are; needed for `target_sparsity` and `frozen`.
+    gate_loss: L_i in stage I; None: `loss`. The same loss of a network with another gradient through the threshold, say: with `temperature=None`,
+      plain straight-through, a step also moves channels that the meta-gate is sure of, for which the soft gate's gradient vanishes.
     chunk: samples at a time.
     task_axis: see `core.map_tasks`, for the calibration.
 
@@ -41,28 +55,41 @@ def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int
     The personalizer.
 
   Raises:
-    ValueError: a rate or number of steps that is not positive, or a target sparsity outside [0, 1) or without a network; from `adapt` and
-      `calibrate`, a model without gates.
+    ValueError: a rate or number of steps that is not positive, an unknown `sparsity_by`, or a target sparsity outside [0, 1) or without a network;
+      from `adapt` and `calibrate`, a model without gates.
   """
   check_positive(gate_lr=gate_lr, lr=lr)
   check_counts(steps=steps, chunk=chunk)
+  check_one_of("sparsity_by", sparsity_by, SPARSITY_BY)
   if target_sparsity is not None and (network is None or not (isinstance(target_sparsity, jax.core.Tracer) or 0 <= target_sparsity < 1)):
     raise ValueError("two_stage: target_sparsity must lie in [0, 1) and needs the network, got "
                      f"target_sparsity={target_sparsity}, network={network}.")
+  if frozen and network is None:
+    raise ValueError("two_stage: frozen gates need the network.")
+  calibrated = target_sparsity is not None and sparsity_by == "group_norm"
+  gate_loss = loss if gate_loss is None else gate_loss
 
   def calibrate(model, population, tasks, share=None, axis_name=None):
     _check_gates(model.params)
-    if target_sparsity is None:
+    if not calibrated:
       return jnp.zeros(())
-    own = masked_loss(loss, model.mask)
+    own = masked_loss(gate_loss, model.mask)
     stage_one = lambda params, data: adapt_gate(own, params, data, lr=gate_lr, steps=steps, chunk=chunk)
-    return calibrate_threshold(network, model.params, stage_one, population.train, tasks, target_sparsity, samples=chunk,
-                               task_axis=task_axis, share=share, axis_name=axis_name)
+    return calibrate_threshold(network, model.params, stage_one, population.train, tasks, target_sparsity, samples=chunk, task_axis=task_axis,
+                               share=share, axis_name=axis_name)
 
-  def adapt(model, data, threshold=None):
+  def adapt(model, data, calibration=None):
     _check_gates(model.params)
     own = masked_loss(loss, model.mask)
-    params = adapt_gate(own, model.params, data, lr=gate_lr, steps=steps, threshold=0.0 if threshold is None else threshold, chunk=chunk)
+    params = adapt_gate(masked_loss(gate_loss, model.mask), model.params, data, lr=gate_lr, steps=steps,
+                        threshold=0.0 if calibration is None or not calibrated else calibration, chunk=chunk)
+    by = None if target_sparsity is None else sparsity_by
+    if by == "budget":
+      params = {**params, "gate": keep_channels(network, params, data, target_sparsity, chunk=chunk)}
+    elif by == "log_odds":
+      params = {**params, "gate": shift_gate(params["gate"], log_odds_quantile(network, params, data, target_sparsity, frozen=frozen))}
+    if frozen and by != "budget":
+      params = {**params, "gate": freeze_gate(network, params, data, chunk=chunk)}
     return model._replace(params=adapt_backbone(own, params, data, lr=lr, steps=steps, chunk=chunk))
 
   return Personalizer(calibrate, adapt)
@@ -166,6 +193,110 @@ def calibrate_threshold(network: GatedNetwork, params: Params, stage_one: Callab
   last = kappas.shape[0] - 1
   _, rank = jax.lax.fori_loop(0, last.bit_length() + 1, halve, (jnp.array(0), jnp.array(last)))
   return kappas[rank]
+
+
+def shift_gate(gate: Params, shift: float | jax.Array) -> Params:
+  """ℓ − δ in the place of ℓ for every channel, by its b₂. A channel whose group is zero stays structurally off.
+
+  Args:
+    gate: parameters of the gates, by layer.
+    shift: δ.
+
+  Returns:
+    A pytree like `gate`.
+  """
+  def one(own):
+    return {**own, "b2": jnp.where(_alive(own), own["b2"] - shift, own["b2"]).astype(own["b2"].dtype)}
+  return {layer: one(own) for layer, own in gate.items()}
+
+
+def constant_gate(gate: Params, masks: Mapping[str, jax.Array]) -> Params:
+  """Gates that give one mask whatever the input: W₂ = 0, b₂ = ±1.
+
+  Args:
+    gate: parameters of the gates, by layer.
+    masks: (channels,) by layer: more than 0.5 is on.
+
+  Returns:
+    A pytree like `gate`.
+  """
+  return {layer: {**own, "W2": jnp.zeros_like(own["W2"]), "b2": jnp.where(masks[layer] > 0.5, 1, -1).astype(own["b2"].dtype)}
+          for layer, own in gate.items()}
+
+
+def freeze_gate(network: GatedNetwork, params: Params, data: TaskData | Batch, *, chunk: int = 64) -> Params:
+  """Gates that keep, for every input, the channels that are on for at least half of a task's data: what could be cut out of the network.
+
+  Args:
+    network: whose gates these are.
+    params: with the task's own gate.
+    data: the task's train data.
+    chunk: samples at a time.
+
+  Returns:
+    The gate, a pytree like `params["gate"]`.
+  """
+  on_rate = mean_over_task(lambda batch: network.apply(params, batch.images)[1], data, chunk)
+  return constant_gate(params["gate"], {layer: rate >= 0.5 for layer, rate in on_rate.items()})
+
+
+def keep_channels(network: GatedNetwork, params: Params, data: TaskData | Batch, sparsity: float | jax.Array, *, chunk: int = 64) -> Params:
+  """Gates that keep, for every input, a fixed number of channels of each layer: those of the highest mean log-odds on a task's data.
+
+  Args:
+    network: whose gates these are.
+    params: with the task's own gate.
+    data: the task's train data.
+    sparsity: fraction of each layer's channels that are off; at least one is kept.
+    chunk: samples at a time.
+
+  Returns:
+    The gate, a pytree like `params["gate"]`.
+  """
+  log_odds = mean_over_task(lambda batch: network.outputs(params, batch.images).log_odds, data, chunk)
+
+  def highest(values):
+    kept = jnp.maximum(jnp.round((1 - sparsity) * values.shape[0]), 1)
+    return jnp.argsort(jnp.argsort(-values)) < kept
+  return constant_gate(params["gate"], jax.tree.map(highest, log_odds))
+
+
+def log_odds_quantile(network: GatedNetwork, params: Params, data: TaskData | Batch, sparsity: float | jax.Array, *, frozen: bool = False,
+                      samples: int = 256) -> jax.Array:
+  """The δ at which m = 1[ℓ > δ] has a given sparsity on a task's data: the smallest at which as large a part of the log-odds is not above it.
+
+  Channels whose group is zero are off at any δ.
+
+  Args:
+    network: whose gates these are.
+    params: with the task's own gate.
+    data: the task's train data.
+    sparsity: wanted fraction of gated channels that are off, mean over the data.
+    frozen: whether gates will be frozen afterwards (`freeze_gate`): a channel then counts as off where it is off for more than half of the data.
+    samples: at most so many of the data are looked at.
+
+  Returns:
+    δ, a scalar.
+  """
+  batch = data if isinstance(data, Batch) else data.rows(jnp.arange(min(samples, data.index.shape[0]), dtype=jnp.int32))
+  found = network.outputs(params, batch.images).log_odds
+  values = jnp.concatenate([jnp.where(_alive(params["gate"][layer]), found[layer], -jnp.inf) for layer in found], axis=-1)
+  weight = batch.weight
+  if frozen:  # on for at least half of the data: where the ⌈n/2⌉-th highest is above δ
+    highest = -jnp.sort(jnp.where(weight[:, None] > 0, -values, jnp.inf), axis=0)
+    values, weight = highest[(weight.sum().astype(jnp.int32) + 1) // 2 - 1][None], jnp.ones(1)
+  order = jnp.argsort(values.ravel())
+  below = jnp.cumsum(jnp.broadcast_to(weight[:, None], values.shape).ravel()[order])
+  rank = jnp.searchsorted(below, sparsity * below[-1] * (1 - 1e-6))  # the first δ that reaches it
+  quantile = values.ravel()[order][jnp.clip(rank, 0, below.shape[0] - 1)]
+  lowest = jnp.where(jnp.isfinite(values), values, jnp.inf).min()
+  none_off = jnp.where(jnp.isfinite(lowest), lowest - 1, 0)
+  return jnp.where((sparsity > 0) & jnp.isfinite(quantile), quantile, none_off)
+
+
+def _alive(gate):
+  """(channels,) whether a channel's group is not zero."""
+  return (gate["b2"] != 0) | (gate["W2"] != 0).any(0)
 
 
 def _check_gates(params):

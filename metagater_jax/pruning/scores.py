@@ -17,7 +17,7 @@ from metagater_jax.core.trees import Params, like, precision_of
 from metagater_jax.data.batching import Loss, full_batch_gradient
 from metagater_jax.data.population import Batch, TaskData
 
-__all__ = ["AVERAGES", "PLACES", "Score", "anp", "magnitude", "random", "snip"]
+__all__ = ["AVERAGES", "PLACES", "Score", "anp", "contribution", "magnitude", "random", "snip"]
 
 # How a score on several tasks is averaged: before or after its magnitude is taken.
 AVERAGES = ("signed", "absolute")
@@ -126,6 +126,28 @@ def snip(loss: Loss, *, average: str = "absolute", samples: Callable[[Any], Batc
     _, gradient = full_batch_gradient(loss, params, samples(task), chunk, key)
     return _sensitivity(params, gradient, average)
   return _sensitivity_score(contribution, average)
+
+
+def contribution(loss: Loss, *, chunk: int = 64) -> Score:
+  """What weights do for the ordinary loss, with its sign: −w ⊙ ∇L(w), to first order by how much the loss grows when a weight is removed.
+
+  Where SNIP keeps what matters in either direction, this keeps what helps and removes what harms. Summed over a filter and its bias that is
+  −∂L/∂m of a mask m on a channel of relu(conv(z)): the gradient that a gate gets. Not for `prune_further`, whose scores are not negative.
+
+  Args:
+    loss: L, `(params, batch, key) -> scalar`.
+    chunk: samples of a `TaskData` at a time.
+
+  Returns:
+    The score.
+  """
+  check_counts(chunk=chunk)
+
+  def of_task(params, task, key, mask):
+    del mask
+    _, gradient = full_batch_gradient(loss, params, _all_samples(task), chunk, key)
+    return jax.tree.map(lambda w, g: -w * g, params, gradient)
+  return Score(lambda params, mean, key: mean, of_task)
 
 
 def anp(meta_loss: Callable[..., jax.Array], *, derivative: str = "exact", average: str = "absolute", mask_in: str = "inner_loop",

@@ -121,7 +121,7 @@ def test_what_is_pruned_stays_pruned(problem):
 
 def test_calibration_of_the_personalizer_and_its_errors(problem):
   network, loss, params, population = problem
-  personalizer, model = mg.two_stage(loss, target_sparsity=0.9, network=network), mg.Model(params)
+  personalizer, model = mg.two_stage(loss, target_sparsity=0.9, sparsity_by="group_norm", network=network), mg.Model(params)
   kappa = personalizer.calibrate(model, population, jnp.arange(6))
   adapted = personalizer.adapt(model, population.train(0), kappa)
   zero_groups = (mg.optim.group_norms(mg.gate_groups, adapted.params["gate"])["conv3"] == 0).mean()
