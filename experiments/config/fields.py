@@ -70,8 +70,8 @@ def gate_fields(config: ConfigDict) -> None:
   config.gate_normalize = True  # the pooled feature, over its channels
   config.gate_initial_log_odds = 0.5  # b2 at the start: near 0 the gate is undecided, and learns
   config.gate_logit_scale = 1.0  # of W2 at the start
-  # At a target: the gradient through the threshold in stage I, 0: plain straight-through (a soft one hardly moves what is decided already)
-  config.gate_adapt_temperature = 0.0
+  # At a target: τ of the gradient through the threshold in stage I. 0, plain straight-through, also moves what the meta-gate is sure of
+  config.gate_adapt_temperature = 1.0
   config.sparsity_by = "log_odds"  # how target_sparsity is reached; or "group_norm", "budget", see `personalize.two_stage`
   config.gate_frozen = False  # after stage I: each channel on or off for all of a task's inputs, by the majority of its train data
 

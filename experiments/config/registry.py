@@ -109,8 +109,8 @@ ALGORITHMS: dict[str, AlgorithmRow] = {
     "metagater": AlgorithmRow(
         lambda c, loss: mg.metagater(loss, prox_weight=c.prox_weight, beta=c.beta, gamma=c.gamma, penalty=make_penalty(c),
                                      penalty_weight=c.penalty_weight, rates={"gate": c.gate_rate}, **_local(c)), "MetaGater w/ gating",
-        _METAGATER | {"penalty_weight": 0.001, "gate_rate": 30.0, "gate_adapt_lr": 100.0},
-        _RATE | {"beta": (0.005, 0.03), "penalty_weight": (0.0001, 0.01), "gate_rate": (10.0, 100.0), "gate_adapt_lr": (10.0, 300.0)},
+        _METAGATER | {"penalty_weight": 0.001, "gate_rate": 30.0, "gate_adapt_lr": 10.0},
+        _RATE | {"beta": (0.005, 0.03), "penalty_weight": (0.0001, 0.01), "gate_rate": (10.0, 100.0)},
         gates=True, personalizer=("two_stage", "fine_tune"), ungated_label="MetaGater w/o gating",
         several_steps={"prox_weight": (2.0, 15.0), "beta": (0.005, 0.03)}),
     # What a gate that has learned nothing is: noise on the channels of the layers that it would switch.
@@ -164,6 +164,7 @@ class PersonalizerRow(NamedTuple):
     needs_gates: whether it can only follow a model with gates.
     prunes: whether it prunes, to `target_sparsity`, so that a config must have one.
     follows: the algorithm whose model without gates it prunes where it is a method of the tables.
+    grid: values of a setting of its own, beside the rate, that are tried on every meta-model where it is tuned.
   """
 
   make: Callable[[ConfigDict, mg.data.Loss, mg.GatedNetwork], mg.personalize.Personalizer]
@@ -172,6 +173,7 @@ class PersonalizerRow(NamedTuple):
   needs_gates: bool = False
   prunes: bool = False
   follows: str = "metagater"
+  grid: tuple[str, tuple[float, ...]] | None = None
 
 
 def _adaptation(c: ConfigDict) -> dict[str, Any]:
@@ -205,7 +207,8 @@ PERSONALIZERS: dict[str, PersonalizerRow] = {
         lambda c, loss, network: mg.two_stage(
             loss, gate_lr=c.gate_adapt_lr, target_sparsity=c.target_sparsity, sparsity_by=c.sparsity_by, frozen=c.gate_frozen, network=network,
             gate_loss=_loss(c, dataclasses.replace(network, temperature=c.gate_adapt_temperature or None)),
-            task_axis=evaluation_axis(c, network), **_adaptation(c)), "two stages", {"adapt_lr": 0.05, "gate_adapt_lr": 100.0}, needs_gates=True),
+            task_axis=evaluation_axis(c, network), **_adaptation(c)), "two stages", {"adapt_lr": 0.05, "gate_adapt_lr": 10.0}, needs_gates=True,
+        grid=("gate_adapt_lr", (1.0, 10.0, 100.0))),
     "metasnip_weight": PersonalizerRow(_metasnip("weight"), "MetaSNIP", {"adapt_lr": 0.05}, prunes=True),
     "metasnip_channel": PersonalizerRow(_metasnip("channel"), "MetaSNIP, by channel", {"adapt_lr": 0.05}, prunes=True),
     # Channels of a network without gates that a task keeps for all its inputs: chosen by one gradient, or at random.

@@ -20,6 +20,7 @@ from experiments.config.fields import TUNED
 from experiments.reports import figures
 from experiments.reports.markdown import table
 from experiments.reports.statistics import holm, paired_difference
+from experiments.runs.measures import mask_difference
 from experiments.runs.records import read_metrics, read_result, write_json
 from experiments.studies.protocols import CLASSES, CURVES, EXTRA, PROTOCOL_LABELS, TABLES, Row, is_pruning, label_of, rows_of
 from experiments.studies.tune import adaptation_rates
@@ -102,7 +103,7 @@ def _run(workdir, row, seeds):
       run["sparsity"][seed], run["sparsity_std"][seed] = result["sparsity"]["mean"], result["sparsity"]["std"]
       run["task_sparsity"][seed] = result["sparsity"]["per_task"]
     if result["on_rate"] and row.method != "metasnip_weight":
-      run["mask_difference"][seed] = _mask_difference(result["on_rate"])
+      run["mask_difference"][seed] = mask_difference(result["on_rate"])
     if is_pruning(row.method):
       continue
     run["before"][seed] = result["accuracy_before_adaptation"]["mean"]
@@ -115,13 +116,6 @@ def _run(workdir, row, seeds):
     run["curves"][seed] = {"rounds": [line["round"] for line in lines],
                            "accuracy": [line["accuracy_mean"] for line in lines]}
   return run
-
-
-def _mask_difference(on_rate):
-  """Mean over pairs of tasks of the fraction of channels that one of the two keeps and the other does not."""
-  kept = np.concatenate([np.asarray(rate) >= 0.5 for rate in on_rate.values()], axis=1)
-  pairs = [np.mean(a != b) for i, a in enumerate(kept) for b in kept[:i]]
-  return float(np.mean(pairs)) if pairs else 0.0
 
 
 def _row(row, run):

@@ -9,18 +9,21 @@ import numpy as np
 from experiments.reports.figures import pyplot
 from experiments.runs.records import read_metrics, read_result
 
-__all__ = ["fewshot_table", "plot_accuracy", "plot_fewshot", "plot_sparsity_curve", "plot_tasks", "report_fewshot", "report_run", "result_table"]
+__all__ = ["fewshot_table", "plot_accuracy", "plot_fewshot", "plot_gates", "plot_sparsity_curve", "plot_tasks", "report_fewshot", "report_run", "result_table"]
 
 
 def report_run(workdir: str | Path) -> str:
-  """Draws `accuracy.png` and `tasks.png` of a finished federated run beside its records; the text for a terminal."""
+  """Draws `accuracy.png`, `tasks.png` and, of one with gates, `gates.png` of a finished federated run beside its records; the text for a
+  terminal."""
   workdir = Path(workdir)
   result = read_result(workdir)
+  names = ["accuracy.png", "tasks.png"] + (["gates.png"] if result.get("gates") else [])
   drawn = _drawn(
       lambda: plot_accuracy(workdir / "accuracy.png", read_metrics(workdir),
                             f"{result['name']}: mean ± standard deviation over {len(result['target_tasks'])} target tasks"),
-      lambda: plot_tasks(workdir / "tasks.png", result))
-  figures = f"figures: {workdir / 'accuracy.png'}, {workdir / 'tasks.png'}" if drawn is None else drawn
+      lambda: plot_tasks(workdir / "tasks.png", result),
+      *([lambda: plot_gates(workdir / "gates.png", result)] if result.get("gates") else []))
+  figures = f"figures: {', '.join(str(workdir / name) for name in names)}" if drawn is None else drawn
   return f"{result_table(result)}\n{figures}; everything else is in {workdir}"
 
 
@@ -55,6 +58,7 @@ def result_table(result: dict[str, Any]) -> str:
       ("accuracy after adaptation", share(result["accuracy"])),
       ("sparsity of gated layers" if result["gated"] or not result["sparsity"] else "removed by each task",
        share(result["sparsity"]) if result["sparsity"] else "no gates"),
+      *([("channels that depend on the input", share(result["conditional"]))] if result.get("conditional") else []),
       *([("pruned", f"{100 * result['pruned']:.1f} % of what may be")] if result["pruned"] is not None else []),
       ("multiply-accumulates per image", cost(result["macs"]) + (
           f", {result['macs']['effective']:,} of effective weights{', all gates on' if result['gated'] else ''}"
@@ -155,6 +159,40 @@ def plot_tasks(path: Path, result: dict[str, Any]) -> None:
   axes[-1, 0].set_xticks(range(len(names)), names, fontsize=6.5, rotation=0 if len(names) <= 10 else 90)
   figure.suptitle(f"{result['name']}: target tasks after one-step adaptation")
   figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+def plot_gates(path: Path, result: dict[str, Any]) -> None:
+  """What the gates do before and after stage I: channels that vary over a task's images and how much of the masks the class explains, by layer;
+  sparsity of images by the network's confidence; and how often each target task switches each channel on."""
+  plt = pyplot()
+  figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+  (shares, confidence), (classes, rates) = axes
+  before, after = result["gates"]["before"], result["gates"]["after"]
+  layers = list(after["layers"])
+  for axis, key, title in ((shares, "conditional", "channels that vary over a task's images"),
+                           (classes, "explained_by_class", "part of the masks' entropy that the class explains")):
+    for i, (gates, label, color) in enumerate(((before, "meta-gate", "tab:gray"), (after, "adapted", "tab:blue"))):
+      axis.bar(np.arange(len(layers)) + 0.4 * i - 0.2, [gates["layers"][layer][key] or 0 for layer in layers], 0.36, label=label, color=color)
+    axis.set_xticks(range(len(layers)), layers)
+    axis.set(ylim=(0, 1.02), ylabel="fraction")
+    axis.set_title(title, fontsize=10)
+    axis.legend(fontsize=8)
+  for gates, label, color in ((before, "meta-gate", "tab:gray"), (after, "adapted", "tab:blue")):
+    rows = np.array(gates["by_confidence"])
+    confidence.plot(rows[:, 0] + 0.05, rows[:, 2], "-", color=color, alpha=0.5)
+    confidence.scatter(rows[:, 0] + 0.05, rows[:, 2], 10 + 300 * rows[:, 1], color=color, label=label)
+  correlation = after["confidence_correlation"]
+  confidence.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="network's confidence in an image", ylabel="gated channels off")
+  confidence.set_title(f"do easy images use fewer channels? (area: images; adapted: correlation {correlation['mean']:+.2f})", fontsize=10)
+  confidence.legend(fontsize=8)
+  rate = np.concatenate([np.asarray(result["on_rate"][layer]) for layer in layers], axis=1)
+  image = rates.imshow(rate[:, np.argsort(-rate.mean(0), kind="stable")], aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+  rates.set(xlabel="channel, sorted by use", ylabel="target task")
+  rates.set_title(f"how often a channel is on (two tasks differ in {100 * after['task_difference']:.0f} % of them)", fontsize=10)
+  figure.colorbar(image, ax=rates)
+  figure.suptitle(f"{result['name']}: what the gates do on target tasks' test images")
+  figure.savefig(path, dpi=110)
   plt.close(figure)
 
 

@@ -17,7 +17,7 @@ from experiments.config import ConfigError, registry
 from experiments.config.federated import base_config, check_config, check_dataset
 from experiments.config.fields import with_fields
 from experiments.runs import placement, records
-from experiments.runs.measures import spread, what_is_left
+from experiments.runs.measures import gates_of, spread, what_is_left
 from experiments.runs.programs import Clock, Compiled, compiler_options, dispatches
 from experiments.runs.records import DivergedError, NotSavedError, Progress, check_workdir
 from metagater_jax.core.trees import named_leaves
@@ -279,6 +279,12 @@ class _Experiment:
       return None
     return float(mg.pruning.mask_sparsity(model.mask, registry.prunable_of(prune, self.network), granularity=prune.granularity))
 
+  def _channel_macs(self, kept):
+    """MACs without the channels that a personalizer has removed as a whole; None where it removes weights, or nothing."""
+    if not kept or not all(np.isin(rate, (0, 1)).all() for rate in kept.values()):
+      return None
+    return float(np.mean(mg.nn.gated_macs(self.layers, kept)))
+
   def _finish(self, member, model, calibration, before, after, times):
     config, workdir = member.config, member.workdir
     targets, partition, labels = member.tasks.target, member.tasks.partition, np.asarray(self.dataset.labels)
@@ -300,10 +306,13 @@ class _Experiment:
         "sparsity": records.summary(after.sparsity) if config.gated else removed,
         "sparsity_before_adaptation": records.summary(before.sparsity) if config.gated else None,
         "on_rate": {layer: np.round(rate.astype(np.float32), 3).tolist() for layer, rate in on_rate.items()},
-        "macs": {"dense": dense_macs, "gated": float(after.macs.mean()) if config.gated else None, "effective": left["macs"]},
+        "macs": {"dense": dense_macs, "gated": float(after.macs.mean()) if config.gated else self._channel_macs(after.kept), "effective": left["macs"]},
         "parameters": {"dense": dense_parameters, "gated": float(after.parameters.mean()) if config.gated else None},
         "pruned": pruned, "parameters_kept": left["kept"], "parameters_effective": left["effective"],
         "gate_threshold": float(calibration) if threshold else None,
+        # The fraction of gated channels that are neither on nor off for all of a target's test images, see `personalize.conditional`.
+        "conditional": records.summary(np.asarray(mg.personalize.conditional(after.on_rate))) if config.gated else None,
+        "gates": {"before": gates_of(before), "after": gates_of(after)} if config.gated else None,
         **times,
         "versions": records.versions() | {"devices": jax.device_count() if self.mesh is None else self.mesh.size},
     }
@@ -386,5 +395,6 @@ def _row(round_, loss, before, after, gated):
   row |= {"target_loss": float(after.loss.mean()),
           "sparsity_mean": float(after.sparsity.mean()) if gated else None,
           "sparsity_std": spread(after.sparsity) if gated else None,
-          "sparsity_before_mean": float(before.sparsity.mean()) if gated else None}
+          "sparsity_before_mean": float(before.sparsity.mean()) if gated else None,
+          "conditional_mean": float(np.mean(mg.personalize.conditional(after.on_rate))) if gated else None}
   return row

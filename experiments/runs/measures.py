@@ -10,7 +10,7 @@ import numpy as np
 
 import metagater_jax as mg
 
-__all__ = ["interval", "spread", "what_is_left"]
+__all__ = ["gates_of", "interval", "mask_difference", "spread", "what_is_left"]
 
 
 def spread(values: np.ndarray) -> float | None:
@@ -34,3 +34,31 @@ def what_is_left(network: mg.GatedNetwork, mask: Mapping[str, Any], image_shape:
   effective = mg.pruning.effective_mask(apply, backbone, jnp.ones((8, *image_shape)))
   return {"kept": count(backbone), "effective": count(effective),
           "macs": round(float(mg.nn.masked_macs(network.layers(image_shape), effective)))}
+
+
+def mask_difference(on_rate: Mapping[str, Any]) -> float:
+  """Mean over pairs of tasks of the fraction of channels that one of the two keeps for most of its inputs and the other does not; `on_rate` (tasks,
+  channels) by layer."""
+  kept = np.concatenate([np.asarray(rate) >= 0.5 for rate in on_rate.values()], axis=1)
+  pairs = [np.mean(a != b) for i, a in enumerate(kept) for b in kept[:i]]
+  return float(np.mean(pairs)) if pairs else 0.0
+
+
+def gates_of(metrics: mg.personalize.TaskMetrics) -> dict[str, Any]:
+  """What the gates of adapted (or not yet adapted) tasks do, for result.json: means over the tasks of `metrics`, which has gates.
+
+  `layers` has by gated layer the fraction of channels that vary over a task's images, a channel's entropy in bits, and which part of it the class
+  explains. `sparsity_over_images` is the standard deviation over a task's images. `by_confidence` has rows (lower end of the bin, fraction of the images, their sparsity), `confidence_correlation` is that of an image's
+  sparsity with the network's confidence, by task. `task_difference` is the part of the channels in which two tasks differ.
+  """
+  statistics, layers = metrics.gates, {}
+  for layer, rate in metrics.on_rate.items():
+    information, entropy = map(np.asarray, mg.personalize.explained_by_class(statistics.joint[layer], statistics.classes))
+    layers[layer] = {"conditional": float(np.mean(mg.personalize.conditional({layer: rate}))), "entropy": float(entropy.mean()),
+                     "explained_by_class": float(information.sum() / entropy.sum()) if entropy.sum() > 0 else None}
+  share, total = np.moveaxis(np.asarray(statistics.bins, np.float64).mean(0), -1, 0)
+  correlation = np.asarray(mg.personalize.confidence_correlation(statistics.moments), np.float64)
+  mean, square = np.asarray(statistics.moments, np.float64)[..., [1, 3]].T
+  return {"layers": layers, "sparsity_over_images": float(np.sqrt(np.maximum(square - mean**2, 0)).mean()), "task_difference": mask_difference(metrics.on_rate),
+          "by_confidence": [[i / len(share), float(share[i]), float(total[i] / share[i])] for i in range(len(share)) if share[i] > 0],
+          "confidence_correlation": {"mean": float(correlation.mean()), "std": spread(correlation), "per_task": correlation.tolist()}}

@@ -289,7 +289,7 @@ def load_model(workdir: str | Path) -> tuple[Model, dict[str, np.ndarray]]:
 # Fields of configs by the names that they had in earlier versions.
 _RENAMED = {"meta_gradient": "derivative"}
 # What runs with gates did before there were these fields, where their default is another.
-_BEFORE = {"gate_normalize": False, "gate_adapt_temperature": 1.0, "sparsity_by": "group_norm"}
+_BEFORE = {"gate_normalize": False, "sparsity_by": "group_norm"}
 
 
 # Few-shot records of earlier versions call their network by the name that another one has.

@@ -22,7 +22,7 @@ from experiments.studies.protocols import BASE, CURVES, GATED, TABLES, Row, is_p
 from experiments.studies.study import Part, carry_out, check_seeds
 from metagater_jax.data.datasets import Dataset
 
-__all__ = ["config_of", "folder_of", "reproduce"]
+__all__ = ["accuracy_line", "config_of", "folder_of", "reproduce", "run_rows"]
 
 
 def config_of(row: Row, *, rounds: int | None = None, data_dir: str | None = None) -> ConfigDict:
@@ -43,7 +43,7 @@ def folder_of(workdir: Path, row: Row, seed: int) -> Path:
   return workdir / f"{row.protocol}-{row.method}-k{row.local_steps}" / f"seed-{seed}"
 
 
-def reproduce(workdir: str | Path, *, tables: Sequence[str] = tuple(TABLES), seeds: Sequence[int] = (11, 12, 13, 14, 15),
+def reproduce(workdir: str | Path, *, tables: Sequence[str] = tuple(TABLES), seeds: Sequence[int] = tuple(range(21, 31)),
               rounds: int | None = None, data_dir: str | None = None, protocols: Sequence[str] | None = None,
               datasets: Mapping[str, Dataset] | None = None, log=print) -> dict[str, Any]:
   """Runs what is not yet recorded, and writes the report.
@@ -65,17 +65,35 @@ def reproduce(workdir: str | Path, *, tables: Sequence[str] = tuple(TABLES), see
     ConfigError: before anything runs: an unknown table or protocol, no seeds, data that is missing, or a workdir whose
       runs have another configuration.
   """
-  workdir, datasets = Path(workdir), dict(datasets or {})
   for table in tables:
     check_known("table", table, TABLES)
-  check_seeds(seeds)
-  if rounds is not None and rounds < 1:
-    raise ConfigError(f"rounds must be at least 1, got {rounds}.")
   rows = rows_of(tables)
   known = sorted({row.protocol for row in rows})
   for protocol in protocols or ():
     check_known(f"protocol in table{'s' if len(tables) > 1 else ''} {', '.join(tables)}", protocol, known)
   rows = [row for row in rows if not protocols or row.protocol in protocols]
+  configs, _ = run_rows(workdir, rows, seeds, rounds=rounds, data_dir=data_dir, datasets=datasets, log=log)
+  return report.write(Path(workdir), [number for number in TABLES if number in tables], seeds, configs)
+
+
+def run_rows(workdir: str | Path, rows: Sequence[Row], seeds: Sequence[int], *, rounds: int | None = None, data_dir: str | None = None,
+             datasets: Mapping[str, Dataset] | None = None, log=print) -> tuple[dict[Row, ConfigDict], dict[str, Dataset]]:
+  """Runs what is not yet recorded of these rows.
+
+  Args:
+    workdir, seeds, rounds, data_dir, datasets, log: as in `reproduce`.
+    rows: in an order in which they can be run.
+
+  Returns:
+    The config of each row, and the data sets by protocol.
+
+  Raises:
+    ConfigError: as in `reproduce`.
+  """
+  workdir, datasets = Path(workdir), dict(datasets or {})
+  check_seeds(seeds)
+  if rounds is not None and rounds < 1:
+    raise ConfigError(f"rounds must be at least 1, got {rounds}.")
   for protocol in dict.fromkeys(row.protocol for row in rows):
     placement.use_cores(protocol_config(protocol))
   configs = {row: config_of(row, rounds=rounds, data_dir=data_dir) for row in rows}
@@ -90,15 +108,17 @@ def reproduce(workdir: str | Path, *, tables: Sequence[str] = tuple(TABLES), see
     row = by_name[name]
     return _run_row(workdir, row, configs[row], [part.seed for part in parts], datasets[row.protocol])
 
-  def line(name, outcomes, seconds):
-    good = [100 * outcome["accuracy"]["mean"] for outcome in outcomes.values() if not isinstance(outcome, Exception)]
-    failed = [f"{record.parent.name} failed: {outcome}" for record, outcome in outcomes.items() if isinstance(outcome, Exception)]
-    figures = f"{np.mean(good):.1f} % over {len(good)} seeds" if good else ""
-    return f"{name}: {'; '.join(filter(None, [figures, *failed]))} ({seconds:.0f} s)"
-
   make_folder(workdir)
-  carry_out(groups, run, defaults=base_config(), line=line, log=log, keep_going=True)
-  return report.write(workdir, [number for number in TABLES if number in tables], seeds, configs)
+  carry_out(groups, run, defaults=base_config(), line=accuracy_line, log=log, keep_going=True)
+  return configs, datasets
+
+
+def accuracy_line(name: str, outcomes: Mapping[Path, Any], seconds: float) -> str:
+  """What a log says of a row that has run: its mean accuracy, and what failed."""
+  good = [100 * outcome["accuracy"]["mean"] for outcome in outcomes.values() if not isinstance(outcome, Exception)]
+  failed = [f"{record.parent.name} failed: {outcome}" for record, outcome in outcomes.items() if isinstance(outcome, Exception)]
+  figures = f"{np.mean(good):.1f} % over {len(good)} seeds" if good else ""
+  return f"{name}: {'; '.join(filter(None, [figures, *failed]))} ({seconds:.0f} s)"
 
 
 def _name(row):

@@ -76,9 +76,9 @@ class Tuner:
     self._train = jax.jit(self._rounds, static_argnames="rounds", donate_argnums=1)
     self._measure = jax.jit(self._accuracies, static_argnames="personalizer")
 
-  def trial(self, settings: Mapping[str, float], looks: int = 4) -> Iterator[tuple[int, list[mg.Model], np.ndarray]]:
-    """Meta-trains at these settings. Each of `looks` times, evenly over the rounds of the config: the round, the meta-models by seed, and the
-    accuracy on the validation tasks by adaptation rate, mean over tasks and seeds."""
+  def trial(self, settings: Mapping[str, float], looks: int = 2) -> Iterator[tuple[int, list[mg.Model], np.ndarray, dict[str, float]]]:
+    """Meta-trains at these settings. Each of `looks` times, evenly over the rounds of the config: the round, the meta-models by seed, and what
+    `accuracies` gives."""
     settings = {name: jnp.asarray(value) for name, value in settings.items()}
     states = [self._start(settings, jnp.asarray(seed)) for seed, _ in self.tasks]
     every = max(1, self.config.rounds // looks)
@@ -86,14 +86,23 @@ class Tuner:
       trained = [self._train(settings, state, population, jnp.asarray(tasks.training), rounds=every)
                  for state, (_, tasks), population in zip(states, self.tasks, self.populations)]
       states, models = zip(*trained)
-      yield done, list(models), self.accuracies(models, settings)
+      yield done, list(models), *self.accuracies(models, settings)
 
-  def accuracies(self, models: Sequence[mg.Model], settings: Mapping[str, Any], personalizer: str | None = None) -> np.ndarray:
-    """Accuracy on the validation tasks by adaptation rate, mean over tasks and seeds, with the config's personalizer or another. What is no number
-    counts as 0."""
-    return np.nan_to_num(np.mean([np.asarray(self._measure(model, population, jnp.asarray(tasks.validation), dict(settings),
-                                                           personalizer=personalizer or self.config.personalizer))
-                                  for model, population, (_, tasks) in zip(models, self.populations, self.tasks)], axis=0))
+  def accuracies(self, models: Sequence[mg.Model], settings: Mapping[str, Any], personalizer: str | None = None) -> tuple[np.ndarray, dict[str, float]]:
+    """Accuracy on the validation tasks by adaptation rate, mean over tasks and seeds, with the config's personalizer or another; and the value of
+    the setting that the personalizer has beside its rate, if any, that was best at the rate in the middle. What is no number counts as 0."""
+    personalizer = personalizer or self.config.personalizer
+
+    def at(rates, own):
+      return np.nan_to_num(np.mean([np.asarray(self._measure(model, population, jnp.asarray(tasks.validation), {**settings, **own}, jnp.asarray(rates),
+                                                             personalizer=personalizer))
+                                    for model, population, (_, tasks) in zip(models, self.populations, self.tasks)], axis=0))
+    grid, own = registry.PERSONALIZERS[personalizer].grid, {}
+    if grid is not None:
+      name, values = grid
+      middle = [self.rates[(len(self.rates) - 1) // 2 - len(self.rates) // 8]]
+      own = {name: float(values[int(np.argmax([at(middle, {name: value})[0] for value in values]))])}
+    return at(self.rates, own), own
 
   def _algorithm(self, settings):
     config = registry.with_changes(self.config, **settings)
@@ -111,7 +120,7 @@ class Tuner:
                              weighted=config.weighted, task_axis=registry.train_axis(self.config, network, algorithm))
     return state, algorithm.deploy(state.server)
 
-  def _accuracies(self, model, population, validation, settings, personalizer):
+  def _accuracies(self, model, population, validation, settings, rates, personalizer):
     make = lambda **changes: registry.make_personalizer(registry.with_changes(self.config, **settings, personalizer=personalizer), self.network,
                                                         **changes)
     # The rate is of the adaptation alone: what is calibrated does not depend on it.
@@ -121,7 +130,7 @@ class Tuner:
       # Under vmap what does not depend on the rate (the gradient at the meta-model) is computed once for all rates.
       return jax.vmap(lambda rate: mg.evaluate_task(
           self.network, make(adapt_lr=rate).adapt(model, population.train(task), calibration), population.test(task), chunk=self.config.chunk
-      ).accuracy)(jnp.asarray(self.rates))
+      ).accuracy)(rates)
     return mg.core.map_tasks(one, validation, "map").mean(0)
 
 
@@ -148,11 +157,11 @@ def tune_method(config: ConfigDict, name: str, *, local_steps: int, seeds: Seque
   trial_records, best = [], None
   for settings in points(space_of(method, local_steps), trials):
     looks = list(tuner.trial(settings))
-    reached = [accuracies.max() for _, _, accuracies in looks]
-    rounds, models, accuracies = looks[int(np.argmax(np.array(reached) >= max(reached) - _TOLERANCE))]
+    reached = [accuracies.max() for _, _, accuracies, _ in looks]
+    rounds, models, accuracies, own = looks[int(np.argmax(np.array(reached) >= max(reached) - _TOLERANCE))]
     rate = int(accuracies.argmax())
-    trial_records.append({**settings, "adapt_lr": rates[rate], "rounds": rounds, "accuracy": round(float(accuracies[rate]), 4),
-                          "accuracies": {str(done): round(float(value), 4) for (done, _, _), value in zip(looks, reached)}})
+    trial_records.append({**settings, **own, "adapt_lr": rates[rate], "rounds": rounds, "accuracy": round(float(accuracies[rate]), 4),
+                          "accuracies": {str(done): round(float(value), 4) for (done, *_), value in zip(looks, reached)}})
     report(f"{config.name} {name} K={local_steps}: {trial_records[-1]} ({time.perf_counter() - start:.0f} s)")
     if best is None or trial_records[-1]["accuracy"] > best[0]["accuracy"]:
       best = trial_records[-1], models
@@ -164,7 +173,7 @@ def tune_method(config: ConfigDict, name: str, *, local_steps: int, seeds: Seque
   entries = [entry]
   for pruner, other in registry.methods().items():
     if is_pruning(pruner) and (other.algorithm, other.gated) == (method.algorithm, method.gated) and config.gated_layers:
-      accuracies = tuner.accuracies(best[1], settings | {"target_sparsity": PRUNED}, other.personalizer)
+      accuracies, _ = tuner.accuracies(best[1], settings | {"target_sparsity": PRUNED}, other.personalizer)
       rate = int(accuracies.argmax())
       own = {"adapt_lr": rates[rate], "rounds": settings["rounds"]}
       report(f"{config.name} {pruner} K={local_steps}: {own} {accuracies[rate]:.4f}")

@@ -13,6 +13,7 @@ from metagater_jax.data.population import Population, TaskData
 from metagater_jax.nn.cost import gate_cost, gated_macs, gated_parameters
 from metagater_jax.nn.gated import GatedNetwork
 from metagater_jax.nn.gates import sparsity
+from metagater_jax.personalize.gate_statistics import GateStatistics, gate_measures
 from metagater_jax.personalize.personalizer import Personalizer
 from metagater_jax.pruning.masks import mask_sparsity
 
@@ -31,6 +32,7 @@ class TaskMetrics(NamedTuple):
     on_rate: (channels,) by gated layer: fraction of the samples that switch each channel on.
     removed: fraction of the prunable weights that the model's mask removes; 0 without a mask, or where nothing is said to be prunable.
     kept: (channels,) by pruned layer: fraction of each output channel's weights that the mask keeps; empty without a mask.
+    gates: what the gates do; None without gates.
   """
 
   accuracy: jax.Array
@@ -41,6 +43,7 @@ class TaskMetrics(NamedTuple):
   on_rate: dict[str, jax.Array]
   removed: jax.Array
   kept: dict[str, jax.Array]
+  gates: GateStatistics | None = None
 
 
 def evaluate_task(network: GatedNetwork, model: Model, data: TaskData, *, chunk: int = 64, prunable: Any = None) -> TaskMetrics:
@@ -67,6 +70,7 @@ def evaluate_task(network: GatedNetwork, model: Model, data: TaskData, *, chunk:
         "sparsity": sparsity(masks) if masks else jnp.zeros(samples),
         "macs": jnp.broadcast_to(gated_macs(layers, masks), samples),
         "on_rate": masks,
+        "gates": gate_measures(logits, masks, batch.labels) if masks else None,
     }
 
   mean = mean_over_task(measure, data, chunk)
@@ -78,7 +82,7 @@ def evaluate_task(network: GatedNetwork, model: Model, data: TaskData, *, chunk:
     kept = {name.removeprefix("backbone/").removesuffix("/kernel"): leaf.reshape(-1, leaf.shape[-1]).mean(0)
             for name, leaf in named_leaves(model.mask).items() if prunable(name, leaf)}
   return TaskMetrics(mean["accuracy"], mean["loss"], mean["sparsity"], mean["macs"] + gate_macs,
-                     gated_parameters(layers, used) + gate_parameters, mean["on_rate"], removed, kept)
+                     gated_parameters(layers, used) + gate_parameters, mean["on_rate"], removed, kept, mean["gates"])
 
 
 def evaluate_targets(network: GatedNetwork, personalizer: Personalizer, model: Model, population: Population, targets: jax.Array,

@@ -47,7 +47,8 @@ def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int
     frozen: what stage I leads to is fixed for the task: a channel is always on if it is on for at least half of the train data, or else always off.
     network: whose gates these are; needed for `target_sparsity` and `frozen`.
     gate_loss: L_i in stage I; None: `loss`. The same loss of a network with another gradient through the threshold, say: with `temperature=None`,
-      plain straight-through, a step also moves channels that the meta-gate is sure of, for which the soft gate's gradient vanishes.
+      plain straight-through, a step also moves channels that the meta-gate is sure of, for which the soft gate's gradient vanishes. Where the
+      meta-gate has learned much that is more harm than help.
     chunk: samples at a time.
     task_axis: see `core.map_tasks`, for the calibration.
 
@@ -72,7 +73,7 @@ def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int
   def calibrate(model, population, tasks, share=None, axis_name=None):
     _check_gates(model.params)
     if not calibrated:
-      return jnp.zeros(())
+      return None
     own = masked_loss(gate_loss, model.mask)
     stage_one = lambda params, data: adapt_gate(own, params, data, lr=gate_lr, steps=steps, chunk=chunk)
     return calibrate_threshold(network, model.params, stage_one, population.train, tasks, target_sparsity, samples=chunk, task_axis=task_axis,
