@@ -18,5 +18,5 @@ def get_config():
   config.gated_layers = ("conv3",)
   config.rounds = 100
   config.mesh = "auto"
-  config.eval_every = 25
+  config.eval_every = 50
   return config

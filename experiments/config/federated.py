@@ -183,7 +183,7 @@ def settings_of(config: ConfigDict) -> dict[str, Any]:
 
 
 # Settings of every algorithm.
-_COMMON = {"rounds": 100}
+_COMMON = {"rounds": 100, "gate_adapt_lr": 10.0}
 
 
 def _tuned(config, name, gated):

@@ -159,7 +159,7 @@ def check_personalizer(config: ConfigDict, gated: bool) -> None:
     others = [name for name, other in registry.PERSONALIZERS.items() if not other.needs_gates]
     raise ConfigError(f"personalizer '{config.personalizer}' adapts gates, but this model has none; use {' or '.join(others)}, or a model "
                       "with gates (gated_layers; gated=True).")
-  if row.prunes and config.target_sparsity is None:
+  if row.prunes and config.target_sparsity is None and getattr(config, "sparsity_of", None) is None:
     raise ConfigError(f"personalizer '{config.personalizer}' prunes to target_sparsity, which is None; give a number in [0, 1).")
 
 

@@ -96,7 +96,8 @@ def _local(c: ConfigDict) -> dict[str, Any]:
   return {"local_lr": c.local_lr, "local_steps": c.local_steps}
 
 
-_METAGATER = {"local_lr": 0.1, "prox_weight": 15.0, "gamma": "ghadimi_lan", "adapt_lr": 0.05, "beta": lambda c: mg.federated.default_beta(c.prox_weight)}
+_METAGATER = {"local_lr": 0.1, "prox_weight": 15.0, "gamma": "ghadimi_lan", "adapt_lr": 0.05,
+              "beta": lambda c: mg.federated.default_beta(c.prox_weight)}
 
 
 ALGORITHMS: dict[str, AlgorithmRow] = {
@@ -110,13 +111,13 @@ ALGORITHMS: dict[str, AlgorithmRow] = {
         lambda c, loss: mg.metagater(loss, prox_weight=c.prox_weight, beta=c.beta, gamma=c.gamma, penalty=make_penalty(c),
                                      penalty_weight=c.penalty_weight, rates={"gate": c.gate_rate}, **_local(c)), "MetaGater w/ gating",
         _METAGATER | {"penalty_weight": 0.001, "gate_rate": 30.0, "gate_adapt_lr": 10.0},
-        _RATE | {"beta": (0.005, 0.03), "penalty_weight": (0.0001, 0.01), "gate_rate": (10.0, 100.0)},
+        _RATE | {"beta": (0.005, 0.03), "penalty_weight": (0.00001, 0.001), "gate_rate": (10.0, 100.0)},
         gates=True, personalizer=("two_stage", "fine_tune"), ungated_label="MetaGater w/o gating",
         several_steps={"prox_weight": (2.0, 15.0), "beta": (0.005, 0.03)}),
     # What a gate that has learned nothing is: noise on the channels of the layers that it would switch.
     "metagater_dropout": AlgorithmRow(
-        lambda c, loss: mg.metagater(loss, prox_weight=c.prox_weight, beta=c.beta, gamma=c.gamma, **_local(c)), "MetaGater w/o gating, channel dropout",
-        _METAGATER | {"channel_dropout": 0.2}, _RATE | {"beta": (0.005, 0.03), "channel_dropout": (0.05, 0.6)}),
+        lambda c, loss: mg.metagater(loss, prox_weight=c.prox_weight, beta=c.beta, gamma=c.gamma, **_local(c)),
+        "MetaGater w/o gating, channel dropout", _METAGATER | {"channel_dropout": 0.2}, _RATE | {"beta": (0.005, 0.03), "channel_dropout": (0.05, 0.6)}),
     "fedprox": AlgorithmRow(
         lambda c, loss: mg.federated.fedprox(loss, prox_weight=c.prox_weight, **_local(c)), "FedProx",
         {"local_lr": 0.1, "prox_weight": 0.1, "adapt_lr": 0.1}, _RATE | {"prox_weight": (0.01, 3.0)}),
@@ -183,21 +184,21 @@ def _adaptation(c: ConfigDict) -> dict[str, Any]:
 def _random_score(params, task, key, mask):
   """Numbers that are a function of the task, so that each removes others."""
   del key, mask
-  own = task.index[0] if hasattr(task, "index") else task.labels.sum()
+  own = task.index[0] if isinstance(task, mg.data.TaskData) else task.labels.sum()
   return mg.pruning.random()(params, key=jax.random.fold_in(jax.random.key(0), own))
 
 
 _RANDOM = mg.pruning.Score(lambda params, mean, key: mean, _random_score)
 
 
-def _metasnip(granularity: str, score: Callable[[mg.data.Loss], mg.pruning.Score] | None = None) -> Callable:
+def _metasnip(granularity: str, score: Callable[[mg.data.Loss], mg.pruning.Score] | None = None, scope: str = "global") -> Callable:
   def make(c, loss, network):
     del network
     # All kernels by weight, as SNIP does; by channel the layers that a gate could switch, so that it is compared on what the gate decides about.
     layers = tuple(f"backbone/{layer}/kernel" for layer in c.gated_layers)
     prunable = mg.pruning.is_kernel if granularity == "weight" else lambda name, leaf: name in layers
     return mg.metasnip(loss, sparsity=0.0 if c.target_sparsity is None else c.target_sparsity, granularity=granularity, prunable=prunable,
-                       score=None if score is None else score(loss), **_adaptation(c))
+                       scope=scope, score=None if score is None else score(loss), **_adaptation(c))
   return make
 
 
@@ -211,10 +212,11 @@ PERSONALIZERS: dict[str, PersonalizerRow] = {
         grid=("gate_adapt_lr", (1.0, 10.0, 100.0))),
     "metasnip_weight": PersonalizerRow(_metasnip("weight"), "MetaSNIP", {"adapt_lr": 0.05}, prunes=True),
     "metasnip_channel": PersonalizerRow(_metasnip("channel"), "MetaSNIP, by channel", {"adapt_lr": 0.05}, prunes=True),
-    # Channels of a network without gates that a task keeps for all its inputs: chosen by one gradient, or at random.
+    # Channels of a network without gates that a task keeps for all its inputs: chosen by one gradient, or at random (in each layer as many: sums of
+    # random numbers over the layers' kernels would choose the layer of the larger ones).
     "static_channels": PersonalizerRow(_metasnip("channel", mg.pruning.contribution), "static channels", {"adapt_lr": 0.05}, prunes=True,
                                        follows="metagater_dropout"),
-    "random_channels": PersonalizerRow(_metasnip("channel", lambda loss: _RANDOM), "random channels", {"adapt_lr": 0.05}, prunes=True,
+    "random_channels": PersonalizerRow(_metasnip("channel", lambda loss: _RANDOM, "layer"), "random channels", {"adapt_lr": 0.05}, prunes=True,
                                        follows="metagater_dropout"),
 }
 

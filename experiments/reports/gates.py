@@ -161,7 +161,8 @@ def behaviour(content: Mapping[str, Any]) -> str:
         before = {seed: run["before"] for seed, run in runs.items() if "before" in run}
         over = [f"{_statistic(runs, 'sparsity')}", f"{_mean(runs, 'over_tasks')}, {_mean(runs, 'over_images')}"]
         rows.append([PROTOCOL_LABELS[protocol], "its own" if sparsity == _OWN else f"{100 * sparsity:.0f} %", *over,
-                     f"{_mean(before, 'conditional')} → {_statistic(runs, 'conditional')}", f"{_mean(before, 'explained')} → {_mean(runs, 'explained')}",
+                     f"{_mean(before, 'conditional')} → {_statistic(runs, 'conditional')}",
+                     f"{_mean(before, 'explained')} → {_mean(runs, 'explained')}",
                      _mean(runs, "correlation", 1, "+.2f"), _mean(runs, "macs")])
   return table(["Dataset", "wanted", "sparsity (%)", "± over tasks, over images", "channels that vary (%), before → after stage I",
                 "explained by class (%)", "correlation with confidence", "MACs (%)"], rows)
@@ -177,7 +178,8 @@ def markdown(content: Mapping[str, Any]) -> str:
   seeds = sorted({int(seed) for own in content["protocols"].values() for runs in own["runs"].values() for seed in runs})
   legend = "; ".join(f"({variant}) {label}" for variant, label in LABELS.items())
   return "\n\n".join([
-      "# What a gate is worth", f"Target tasks after one gradient step per stage, mean ± standard deviation over seeds ({', '.join(map(str, seeds))}). "
+      "# What a gate is worth",
+      f"Target tasks after one gradient step per stage, mean ± standard deviation over seeds ({', '.join(map(str, seeds))}). "
       f"Variants: {legend}. (c) and (d) choose channels of the model of (b). Sparsity is that of the gated layers.",
       "## Accuracy", accuracies(content), "## What each step adds", "Paired over seeds, with 95 % intervals; bold where it differs from zero after "
       "Holm's correction over the rows and columns of a question.", differences_table(content), "## What the gates do", behaviour(content),
@@ -201,7 +203,8 @@ def plot(path: Path, content: Mapping[str, Any]) -> None:
         line, = axis.plot([mean(runs[f"{variant} {s}"], "sparsity") for s in there], [mean(runs[f"{variant} {s}"], "accuracy") for s in there], style,
                           markersize=4, label=f"({variant}) {LABELS[variant]}")
         if f"{variant} {_OWN}" in runs:
-          axis.plot(mean(runs[f"{variant} {_OWN}"], "sparsity"), mean(runs[f"{variant} {_OWN}"], "accuracy"), "*", markersize=11, color=line.get_color())
+          own_point = runs[f"{variant} {_OWN}"]
+          axis.plot(mean(own_point, "sparsity"), mean(own_point, "accuracy"), "*", markersize=11, color=line.get_color())
     axis.set(title=PROTOCOL_LABELS[protocol], xlabel="sparsity of gated layers (%)", ylabel="accuracy after adaptation (%)")
     axis.title.set_fontsize(10)
     axis.grid(alpha=0.3)

@@ -25,7 +25,7 @@ from experiments.runs.records import read_metrics, read_result, write_json
 from experiments.studies.protocols import CLASSES, CURVES, EXTRA, PROTOCOL_LABELS, TABLES, Row, is_pruning, label_of, rows_of
 from experiments.studies.tune import adaptation_rates
 
-__all__ = ["build", "claims_table", "explain", "overview", "protocol_table", "render", "table_markdown", "text", "write"]
+__all__ = ["build", "claims_table", "explain", "merge", "overview", "protocol_table", "render", "seeds_as_text", "table_markdown", "text", "write"]
 
 # "At most a slight accuracy drop": so many points, fixed before any run was looked at.
 SLIGHT = 0.01
@@ -62,8 +62,8 @@ def build(workdir: Path, tables: Sequence[str], seeds: Sequence[int], configs: M
   wanted = {row[:3] for row in configs}
   runs = {row[:3]: _run(workdir, row, seeds) for row in rows_of(tables) if row[:3] in wanted}
   content = {
-      "seeds": list(seeds),
-      "protocols": {row.protocol: {"rounds": config.rounds, "cohort": config.cohort, "batch_size": config.batch_size,
+      "protocols": {row.protocol: {"seeds": list(seeds), "rounds": sorted({c.rounds for r, c in configs.items() if r.protocol == row.protocol}),
+                                   "cohort": config.cohort, "batch_size": config.batch_size,
                                    "tasks": config.tasks, "target_tasks": config.target_tasks,
                                    "validation_tasks": config.validation_tasks, "model": config.model,
                                    "widths": list(config.widths), "tuned": config.tuned, "budget": _budget(config.tuned)}
@@ -77,11 +77,39 @@ def build(workdir: Path, tables: Sequence[str], seeds: Sequence[int], configs: M
       "channels": {protocol: _channels(workdir, protocol, seeds) for protocol in PROTOCOL_LABELS
                    if (protocol, "metagater", 1) in runs},
   }
-  content["claims"] = _claims(runs)
-  content["reasons"] = [reason for tuned in dict.fromkeys(config.tuned for config in configs.values()) if tuned
-                        for reason in explain(tuned, _tuned_methods(tuned))]
-  content["reasons"] += [reason for protocol in content["protocols"] for reason in _undertrained(protocol, runs)]
+  content["claims"] = _claims(content)
+  content["reasons"] = {f"settings of {tuned}": explain(tuned, _tuned_methods(tuned))
+                        for tuned in dict.fromkeys(config.tuned for config in configs.values()) if tuned}
+  content["reasons"] |= {f"losses of {protocol}": list(_undertrained(protocol, runs)) for protocol in content["protocols"]}
   return content
+
+
+def merge(held: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+  """Two reports as one: protocols of both; what the new one says of a protocol takes the place of all that the held one does."""
+  held = _of_today(held)
+  own = set(new["protocols"])
+  stays = lambda part: {protocol: value for protocol, value in held.get(part, {}).items() if protocol not in own}
+  content = {part: stays(part) | new[part] for part in ("protocols", "curves", "channels")}
+  content["tables"] = {}
+  for number in TABLES:
+    parts = [part["tables"].get(number) for part in (held, new)]
+    if any(parts):
+      old = [row for row in (parts[0] or {"rows": []})["rows"] if row["protocol"] not in own]
+      content["tables"][number] = {**(parts[1] or parts[0]), "rows": old + (parts[1] or {"rows": []})["rows"]}
+  content["settings"] = {key: value for key, value in held["settings"].items() if key.split("-")[0] not in own} | new["settings"]
+  used = {f"settings of {protocol['tuned']}" for protocol in content["protocols"].values()}
+  content["reasons"] = {name: reasons for name, reasons in (held["reasons"] | new["reasons"]).items()
+                        if not name.startswith("settings of ") or name in used}
+  content["claims"] = _claims(content)
+  return content
+
+
+def _of_today(content):
+  """A report of an earlier version, in which all protocols had the same seeds and all methods of one the same rounds."""
+  if "seeds" not in content:
+    return content
+  protocols = {name: {"seeds": content["seeds"], **protocol, "rounds": [protocol["rounds"]]} for name, protocol in content["protocols"].items()}
+  return {**content, "protocols": protocols, "reasons": {"": content["reasons"]}}
 
 
 def _run(workdir, row, seeds):
@@ -121,7 +149,7 @@ def _run(workdir, row, seeds):
 def _row(row, run):
   statistic = lambda name: _mean_std(run[name])
   return {"protocol": row.protocol, "method": row.method, "local_steps": row.local_steps,
-          "in_paper": row not in EXTRA and row.method != "metasnip_channel",
+          "in_paper": row not in EXTRA and row.method not in ("metasnip_channel", "metagater_dropout"),
           "accuracy": statistic("accuracy"), "before_adaptation": statistic("before"), "sparsity": statistic("sparsity"),
           "sparsity_std_over_tasks": statistic("sparsity_std"), "mask_difference": statistic("mask_difference"),
           "train_seconds": statistic("train_seconds"), "learning_seconds": statistic("learning_seconds"),
@@ -139,9 +167,9 @@ def _mean_std(by_seed):
 
 
 def _settings(config, row):
-  fields = ("local_lr", "prox_weight", "beta", "gamma", "penalty_weight", "inner_lr", "personal_lr", "server_lr", "adapt_lr",
-            "target_sparsity")
-  used = {f for f in fields if config[f] is not None} - (set() if config.gated else {"penalty_weight", "target_sparsity"})
+  fields = ("rounds", "local_lr", "prox_weight", "beta", "gamma", "penalty_weight", "gate_rate", "inner_lr", "personal_lr", "server_lr", "adapt_lr",
+            "gate_adapt_lr", "channel_dropout")
+  used = {f for f in fields if config[f] is not None} - (set() if config.gated else {"penalty_weight", "gate_rate", "gate_adapt_lr"})
   return {field: config[field] for field in fields if field in used}
 
 
@@ -168,10 +196,15 @@ def _channels(workdir, protocol, seeds):
 # --- what the numbers say about the paper's claims
 
 
-def _claims(runs) -> list[dict[str, Any]]:
-  """The three claims of the paper as paired comparisons over seeds. Differences of accuracy are in points / 100."""
-  protocols = list(dict.fromkeys(protocol for protocol, _, _ in runs))
-  get = lambda protocol, method, name, steps=1: runs.get((protocol, method, steps), {}).get(name, {})
+def _claims(content) -> list[dict[str, Any]]:
+  """The three claims of the paper as paired comparisons over seeds, from the rows of a report. Differences of accuracy are in points / 100."""
+  rows = {(row["protocol"], row["method"], row["local_steps"]): row for part in content["tables"].values() for row in part["rows"]}
+  protocols = list(dict.fromkeys(protocol for protocol, _, _ in rows))
+
+  def get(protocol, method, name, steps=1):
+    found = (content["curves"].get(protocol, {}).get(method) if name == "curves" else
+             ((rows.get((protocol, method, steps)) or {}).get(name) or {}).get("by_seed"))
+    return {int(seed): value for seed, value in (found or {}).items()}
   label = lambda protocol, text: f"{PROTOCOL_LABELS[protocol]}: {text}"
 
   accuracy, speed = [], []
@@ -181,14 +214,14 @@ def _claims(runs) -> list[dict[str, Any]]:
         text = f"{label_of(ours)} against {label_of(theirs)}"
         accuracy.append(_comparison(label(protocol, text), get(protocol, ours, "accuracy"), get(protocol, theirs, "accuracy")))
         if protocol in CURVES:
-          speed.append(_comparison(label(protocol, text + ", mean of the curve"), _curve_means(get(protocol, ours, "curves")),
-                                   _curve_means(get(protocol, theirs, "curves"))))
+          both = get(protocol, ours, "curves"), get(protocol, theirs, "curves")
+          speed.append(_comparison(label(protocol, text + ", mean of the curve"), _curve_means(*both), _curve_means(*both[::-1])))
 
   moderate, small = [], []
   for protocol in protocols:
     pair = get(protocol, "metagater", "accuracy"), get(protocol, "metagater_ungated", "accuracy")
     text = label(protocol, "with gating against without")
-    if protocol in ("cifar10", "cifar10_moderate"):
+    if protocol in ("cifar10", "cifar10_moderate", "har"):
       moderate.append(_comparison(text, *pair, margin=SLIGHT))
     else:
       small.append(_comparison(text, *pair))
@@ -230,8 +263,11 @@ def _claims(runs) -> list[dict[str, Any]]:
   return result
 
 
-def _curve_means(curves):
-  return {seed: float(np.mean(curve["accuracy"])) for seed, curve in curves.items()}
+def _curve_means(curves, others):
+  """The mean of each curve over the rounds that both methods were evaluated at."""
+  common = set.intersection(*(set(curve["rounds"]) for curve in (*curves.values(), *others.values()))) if curves and others else set()
+  at = lambda curve: [accuracy for rounds, accuracy in zip(curve["rounds"], curve["accuracy"]) if rounds in common]
+  return {seed: float(np.mean(at(curve))) for seed, curve in curves.items() if common}
 
 
 def _comparison(what, a, b, margin=0.0):
@@ -383,11 +419,11 @@ def _paper(row):
 
 def text(content: Mapping[str, Any], drawn: Sequence[str]) -> str:
   """report.md from what report.json holds, with the figures of these names."""
-  seeds = content["seeds"]
+  content = _of_today(content)
   parts = [
       "# MetaGater: the paper's tables on real data",
       f"Accuracy is of the target tasks' test data after one gradient step per stage, mean ± standard deviation over "
-      f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}; sparsity is ± its standard deviation over target tasks, the paper's "
+      f"seeds; sparsity is ± its standard deviation over target tasks, the paper's "
       "\"diversity\" (every standard deviation is the sample's, "
       "with n − 1). Training time is the rounds alone (their median times their number), without compilation and evaluation, "
       "and learning time both stages for one target task (median), each of the seed that was disturbed least on a shared "
@@ -408,8 +444,9 @@ def text(content: Mapping[str, Any], drawn: Sequence[str]) -> str:
     if name in drawn:
       parts += [f"## {title}", text, f"![{title}](figures/{name}.png)"]
   parts += ["## Claims", *_claims_text(content["claims"])]
-  if content["reasons"]:
-    parts += ["## What explains the differences", "\n".join(f"* {reason}" for reason in content["reasons"])]
+  reasons = [reason for group in content["reasons"].values() for reason in group]
+  if reasons:
+    parts += ["## What explains the differences", "\n".join(f"* {reason}" for reason in reasons)]
   parts += ["## Settings and the budget they were tuned with", _budget_text(content)]
   return "\n\n".join(parts) + "\n"
 
@@ -417,11 +454,26 @@ def text(content: Mapping[str, Any], drawn: Sequence[str]) -> str:
 def protocol_table(content: Mapping[str, Any]) -> str:
   """What the protocols of report.json are."""
   rows = []
-  for protocol, p in content["protocols"].items():
+  for protocol, p in _of_today(content)["protocols"].items():
     widths = f" {'-'.join(map(str, p['widths']))}" if p["widths"] else ""
-    rows.append([PROTOCOL_LABELS[protocol], p["rounds"], f"{p['tasks']} ({p['validation_tasks']}, {p['target_tasks']})", p["cohort"],
-                 p["batch_size"], f"{p['model']}{widths}"])
-  return table(["Protocol", "rounds", "tasks (validation, target)", "cohort", "batch", "network"], rows)
+    rows.append([PROTOCOL_LABELS[protocol], seeds_as_text(p["seeds"]), " or ".join(map(str, p["rounds"])),
+                 f"{p['tasks']} ({p['validation_tasks']}, {p['target_tasks']})", p["cohort"], p["batch_size"], f"{p['model']}{widths}"])
+  return table(["Protocol", "seeds", "rounds", "tasks (validation, target)", "cohort", "batch", "network"], rows)
+
+
+def seeds_as_text(seeds: Sequence[int]) -> str:
+  """Seeds as commands take them.
+
+  >>> seeds_as_text([1, 2, 3, 7])
+  '1-3, 7'
+  """
+  runs: list[list[int]] = []
+  for seed in sorted(seeds):
+    if runs and seed == runs[-1][-1] + 1:
+      runs[-1].append(seed)
+    else:
+      runs.append([seed])
+  return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _claims_text(claims):
@@ -465,14 +517,15 @@ def _budget_text(content):
   rows = []
   for key, settings in content["settings"].items():
     protocol, method, steps = key.split("-")
-    name = "metagater" if method == "metagater_ungated" else method
-    entries = [b for b in content["protocols"][protocol]["budget"]
-               if (b["algorithm"], b["gated"]) == (name, method == "metagater")]
+    known = registry.methods()[method]
+    name = method if is_pruning(method) else known.algorithm
+    entries = [b for b in content["protocols"][protocol]["budget"] if (b["algorithm"], b["gated"]) == (name, known.gated)]
     entry = min(entries, key=lambda b: abs(b["local_steps"] - int(steps)), default=None)
     tuned = ("" if entry is None else f"{entry['meta_trainings']} of {entry['rounds']} rounds"
              + ("" if entry["local_steps"] == int(steps) else f" at K = {entry['local_steps']}")
              + ("" if content["protocols"][protocol]["tuned"] == protocol else
                 f" on {PROTOCOL_LABELS[content['protocols'][protocol]['tuned']]}"))
+    tuned = tuned.replace(" of ", " of at most ", 1) if "rounds" in settings else tuned
     values = ", ".join(f"{field} {value:.3g}" if isinstance(value, float) else f"{field} {value}"
                        for field, value in settings.items())
     rows.append([PROTOCOL_LABELS[protocol], label_of(method), steps, values, tuned, "" if entry is None else entry["adaptation_rates"],

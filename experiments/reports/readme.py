@@ -14,23 +14,27 @@ from typing import Any
 import numpy as np
 
 from experiments.config import ConfigError
-from experiments.reports import anp, benchmarks, fewshot, paper, pruned_rounds
+from experiments.reports import anp, benchmarks, fewshot, gates, paper, pruned_rounds
 from experiments.reports.markdown import table
+from experiments.reports.run import curves_by
 from experiments.runs.fewshot import SETTINGS
 from experiments.runs.measures import spread
+from experiments.runs.records import write_json
 
-__all__ = ["TABLES", "record", "record_anp", "record_fewshot", "write_page", "write_pages"]
+__all__ = ["TABLES", "record", "record_anp", "record_fewshot", "record_gates", "write_page", "write_pages"]
 
 
 def record(workdir: Path, results: Path) -> None:
-  """Copies the report of a workdir into results/tables/, and draws its figures there anew."""
+  """Adds the report of a workdir to that in results/tables/, see `paper.merge`, and draws its figures there anew."""
   source = workdir / "report.json"
   if not source.is_file():
     raise ConfigError(f"there is no report.json in {workdir}; run experiments.tables first.")
   content = json.loads(source.read_text(encoding="utf-8"))
   folder = results / "tables"
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / "report.json").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+  if (folder / "report.json").is_file():
+    content = paper.merge(json.loads((folder / "report.json").read_text(encoding="utf-8")), content)
+  write_json(folder / "report.json", content)
   paper.render(content, folder)
   (folder / "report.html").unlink()  # its images are in it once more; it is written beside the runs
   with (folder / "runs.csv").open("w", newline="", encoding="utf-8") as file:
@@ -63,6 +67,18 @@ def record_anp(workdir: Path, results: Path) -> None:
   anp.write_report(content, results / "anp")
 
 
+def record_gates(workdir: Path, results: Path) -> None:
+  """Adds what `experiments.tables --tables=gates` found in a workdir to results/gates/, by protocol and seed; see `gates.merge`."""
+  if not (workdir / "gates.json").is_file():
+    raise ConfigError(f"there is no gates.json in {workdir}; run experiments.tables --tables=gates first.")
+  content, held = gates.read(workdir / "gates.json"), results / "gates" / "gates.json"
+  if held.is_file():
+    content = gates.merge(gates.read(held), content)
+  held.parent.mkdir(parents=True, exist_ok=True)
+  write_json(held, content)
+  gates.plot(held.with_name("gates.png"), content)
+
+
 def record_fewshot(workdir: Path, results: Path) -> None:
   """Adds the result of a run of experiments.fewshot to results/fewshot.json, with the accuracy of each test episode; a second one
   of the same settings takes the place of the first."""
@@ -90,8 +106,9 @@ def record_fewshot(workdir: Path, results: Path) -> None:
 # Name of a table in a page to the record that it is made from, below results/, and the function that makes it.
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "protocols": ("tables/report.json", paper.protocol_table),
-    **{f"table{number}": ("tables/report.json", lambda content, number=number: paper.table_markdown(content["tables"][number]))
-       for number in "123456"},
+    **{f"table{number}": ("tables/report.json", lambda content, number=number: paper.table_markdown(
+        content["tables"].get(number, {"rows": [], "kind": "training"})))
+       for number in (*"123456", "har", "har_adaptation")},
     "overview": ("tables/report.json", paper.overview),
     "claims": ("tables/report.json", paper.claims_table),
     "sparsity": ("sparsity_curve.json", lambda curves: _sparsity_table(curves)),
@@ -101,6 +118,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
        for name in benchmarks.SECTIONS},
     "machine": ("benchmark.json", benchmarks.machine),
     "fewshot": ("fewshot.json", fewshot.runs_table), "fewshot_pairs": ("fewshot.json", fewshot.pairs_table),
+    "gates": ("gates/gates.json", gates.accuracies), "gates_differences": ("gates/gates.json", gates.differences_table),
+    "gates_behaviour": ("gates/gates.json", gates.behaviour),
     "pruned_rounds": ("pruned_rounds.json", pruned_rounds.markdown),
     "anp": ("anp/anp.json", anp.overview), "anp_differences": ("anp/anp.json", anp.differences), "anp_claims": ("anp/anp.json", anp.claims),
 }
@@ -144,13 +163,16 @@ def _anchor_table(figures):
 
 def _sparsity_table(curves):
   rows = []
-  for points in zip(*curves):
-    mean = lambda get: float(np.mean([get(point) for point in points]))
-    accuracies = [100 * point["accuracy"]["mean"] for point in points]
-    rows.append([f"{points[0]['wanted']:.1f}", f"{100 * mean(lambda p: p['sparsity']['mean']):.1f} % ± "
-                 f"{100 * mean(lambda p: p['sparsity']['std'] or 0):.1f}", f"{np.mean(accuracies):.1f} % ± {spread(accuracies) or 0:.1f}",
-                 f"{mean(lambda p: p['macs']):,.0f}", f"{mean(lambda p: p['parameters']):,.0f}"])
-  return table(["`target_sparsity`", "sparsity reached, ± over tasks", "accuracy, ± over seeds", "MACs per image", "parameters"], rows)
+  for by, own in curves_by(curves).items():
+    for points in zip(*own):
+      mean = lambda get, points=points: float(np.mean([get(point) for point in points]))
+      accuracies = [100 * point["accuracy"]["mean"] for point in points]
+      rows.append([f"{points[0]['wanted']:.1f}", f"`{by}`", f"{100 * mean(lambda p: p['sparsity']['mean']):.1f} % ± "
+                   f"{100 * mean(lambda p: p['sparsity']['std'] or 0):.1f}", f"{np.mean(accuracies):.1f} % ± {spread(accuracies) or 0:.1f}",
+                   f"{100 * mean(lambda p: p['conditional']):.1f} %" if "conditional" in points[0] else "",
+                   f"{mean(lambda p: p['macs']):,.0f}", f"{mean(lambda p: p['parameters']):,.0f}"])
+  return table(["`target_sparsity`", "`sparsity_by`", "sparsity reached, ± over tasks", "accuracy, ± over seeds", "channels that vary", "MACs per image",
+                "parameters"], rows)
 
 
 def _bfloat16_table(figures):

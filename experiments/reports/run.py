@@ -9,7 +9,8 @@ import numpy as np
 from experiments.reports.figures import pyplot
 from experiments.runs.records import read_metrics, read_result
 
-__all__ = ["fewshot_table", "plot_accuracy", "plot_fewshot", "plot_gates", "plot_sparsity_curve", "plot_tasks", "report_fewshot", "report_run", "result_table"]
+__all__ = ["curves_by", "fewshot_table", "plot_accuracy", "plot_fewshot", "plot_gates", "plot_sparsity_curve", "plot_tasks", "report_fewshot", "report_run",
+           "result_table"]
 
 
 def report_run(workdir: str | Path) -> str:
@@ -197,21 +198,31 @@ def plot_gates(path: Path, result: dict[str, Any]) -> None:
 
 
 def plot_sparsity_curve(path: Path, curves: Sequence[Sequence[dict[str, Any]]], title: str) -> None:
-  """Accuracy against reached sparsity, mean over runs with their spread, and wanted against reached sparsity."""
+  """Accuracy against reached sparsity, mean over runs with their spread, and wanted against reached sparsity; a line for each way to reach it."""
   plt = pyplot()
-  values = lambda key: np.array([[point[key]["mean"] for point in curve] for curve in curves])
-  sparsity, accuracy = values("sparsity"), values("accuracy")
-  spread = np.array([[point["sparsity"]["std"] or 0 for point in curve] for curve in curves]).mean(0)
-  wanted = [point["wanted"] for point in curves[0]]
   figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-  left.errorbar(sparsity.mean(0), accuracy.mean(0), yerr=accuracy.std(0, ddof=1) if len(accuracy) > 1 else None, fmt="o-", capsize=3)
+  for (by, own), style in zip(curves_by(curves).items(), ("o-", "s-", "^-")):
+    values = lambda key, own=own: np.array([[point[key]["mean"] for point in curve] for curve in own])
+    sparsity, accuracy = values("sparsity"), values("accuracy")
+    spread = np.array([[point["sparsity"]["std"] or 0 for point in curve] for curve in own]).mean(0)
+    wanted = [point["wanted"] for point in own[0]]
+    left.errorbar(sparsity.mean(0), accuracy.mean(0), yerr=accuracy.std(0, ddof=1) if len(accuracy) > 1 else None, fmt=style, capsize=3, label=by)
+    right.errorbar(wanted, sparsity.mean(0), yerr=spread, fmt=style, capsize=3, label=by)
+    right.plot([0, max(wanted)], [0, max(wanted)], color="black", linewidth=0.8, linestyle="--")
   left.set(xlabel="sparsity of gated layers after adaptation", ylabel="accuracy after adaptation",
            title="bars: standard deviation over seeds")
-  right.errorbar(wanted, sparsity.mean(0), yerr=spread, fmt="s-", color="tab:green", capsize=3)
-  right.plot([0, max(wanted)], [0, max(wanted)], color="black", linewidth=0.8, linestyle="--")
   right.set(xlabel="target_sparsity", ylabel="sparsity reached on target tasks", title="bars: spread over tasks")
   for axis in (left, right):
     axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, title="sparsity_by", title_fontsize=8)
   figure.suptitle(title)
   figure.savefig(path, dpi=120)
   plt.close(figure)
+
+
+def curves_by(curves: Sequence[Sequence[dict[str, Any]]]) -> dict[str, list[Sequence[dict[str, Any]]]]:
+  """Curves of several runs by how the sparsity is reached; records of earlier versions know one way, by the norm of groups."""
+  found: dict[str, list] = {}
+  for curve in curves:
+    found.setdefault(curve[0].get("by", "group_norm"), []).append(curve)
+  return found

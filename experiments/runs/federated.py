@@ -281,9 +281,7 @@ class _Experiment:
 
   def _channel_macs(self, kept):
     """MACs without the channels that a personalizer has removed as a whole; None where it removes weights, or nothing."""
-    if not kept or not all(np.isin(rate, (0, 1)).all() for rate in kept.values()):
-      return None
-    return float(np.mean(mg.nn.gated_macs(self.layers, kept)))
+    return float(np.mean(mg.nn.gated_macs(self.layers, kept))) if _are_whole(kept) else None
 
   def _finish(self, member, model, calibration, before, after, times):
     config, workdir = member.config, member.workdir
@@ -292,7 +290,7 @@ class _Experiment:
     dense_macs, dense_parameters = mg.nn.dense_cost(self.layers)
     pruned = self._pruned(model)
     left = dict.fromkeys(("kept", "effective", "macs")) if pruned is None else what_is_left(self.network, model.mask, self.image_shape)
-    removed = None if self.personalizer.prunable is None else records.summary(after.removed)
+    removed = None if self.personalizer.prunable is None else records.summary(_removed(after))
     rounds = config.rounds if config.meta_model is None else records.read_result(config.meta_model).get("rounds")
     learned = registry.PERSONALIZERS[config.personalizer].needs_gates and calibration is not None
     threshold = {"threshold": calibration} if learned else {}
@@ -306,7 +304,8 @@ class _Experiment:
         "sparsity": records.summary(after.sparsity) if config.gated else removed,
         "sparsity_before_adaptation": records.summary(before.sparsity) if config.gated else None,
         "on_rate": {layer: np.round(rate.astype(np.float32), 3).tolist() for layer, rate in on_rate.items()},
-        "macs": {"dense": dense_macs, "gated": float(after.macs.mean()) if config.gated else self._channel_macs(after.kept), "effective": left["macs"]},
+        "macs": {"dense": dense_macs, "effective": left["macs"],
+                 "gated": float(after.macs.mean()) if config.gated else self._channel_macs(after.kept)},
         "parameters": {"dense": dense_parameters, "gated": float(after.parameters.mean()) if config.gated else None},
         "pruned": pruned, "parameters_kept": left["kept"], "parameters_effective": left["effective"],
         "gate_threshold": float(calibration) if threshold else None,
@@ -320,6 +319,19 @@ class _Experiment:
       return result
     records.save_run(workdir, model, result, **threshold)
     return result
+
+
+def _are_whole(kept):
+  """Whether a personalizer has removed nothing but whole channels."""
+  return bool(kept) and all(np.isin(rate, (0, 1)).all() for rate in kept.values())
+
+
+def _removed(metrics):
+  """(tasks,) the fraction that a personalizer has removed: of the channels, where these go as a whole, as a gate's sparsity is, or else of the
+  weights."""
+  if not _are_whole(metrics.kept):
+    return metrics.removed
+  return 1 - np.concatenate([np.asarray(rate, np.float64) for rate in metrics.kept.values()], axis=1).mean(1)
 
 
 # Fields that the tasks of a config, and which of them are targets, are a function of.

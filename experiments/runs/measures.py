@@ -48,8 +48,9 @@ def gates_of(metrics: mg.personalize.TaskMetrics) -> dict[str, Any]:
   """What the gates of adapted (or not yet adapted) tasks do, for result.json: means over the tasks of `metrics`, which has gates.
 
   `layers` has by gated layer the fraction of channels that vary over a task's images, a channel's entropy in bits, and which part of it the class
-  explains. `sparsity_over_images` is the standard deviation over a task's images. `by_confidence` has rows (lower end of the bin, fraction of the images, their sparsity), `confidence_correlation` is that of an image's
-  sparsity with the network's confidence, by task. `task_difference` is the part of the channels in which two tasks differ.
+  explains; `sparsity_over_images` is the standard deviation over a task's images. `by_confidence` has rows (lower end of the bin, fraction of the
+  images, their sparsity), `confidence_correlation` is that of an image's sparsity with the network's confidence, by task. `task_difference` is the
+  part of the channels in which two tasks differ.
   """
   statistics, layers = metrics.gates, {}
   for layer, rate in metrics.on_rate.items():
@@ -59,6 +60,7 @@ def gates_of(metrics: mg.personalize.TaskMetrics) -> dict[str, Any]:
   share, total = np.moveaxis(np.asarray(statistics.bins, np.float64).mean(0), -1, 0)
   correlation = np.asarray(mg.personalize.confidence_correlation(statistics.moments), np.float64)
   mean, square = np.asarray(statistics.moments, np.float64)[..., [1, 3]].T
-  return {"layers": layers, "sparsity_over_images": float(np.sqrt(np.maximum(square - mean**2, 0)).mean()), "task_difference": mask_difference(metrics.on_rate),
+  return {"layers": layers, "sparsity_over_images": float(np.sqrt(np.maximum(square - mean**2, 0)).mean()),
+          "task_difference": mask_difference(metrics.on_rate),
           "by_confidence": [[i / len(share), float(share[i]), float(total[i] / share[i])] for i in range(len(share)) if share[i] > 0],
           "confidence_correlation": {"mean": float(correlation.mean()), "std": spread(correlation), "per_task": correlation.tolist()}}

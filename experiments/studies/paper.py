@@ -32,6 +32,7 @@ def config_of(row: Row, *, rounds: int | None = None, data_dir: str | None = Non
   config.update(algorithm=method.algorithm, gated=method.gated, personalizer=method.personalizer, local_steps=row.local_steps)
   if is_pruning(row.method):
     config.mesh = "none"  # each target has a sparsity of its own, which is not spread
+    config.target_sparsity = 0.5  # in whose place each run takes what the gate reached on the same task
   config = check_config(config)
   if row.local_steps > 1 or row.method not in CURVES.get(row.protocol, ()):
     config.eval_every = config.rounds  # only what Figure 4 shows is evaluated on the way

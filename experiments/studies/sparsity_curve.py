@@ -1,7 +1,7 @@
 """Accuracy against sparsity of one meta-model, by the knob `target_sparsity`.
 
-The meta-model of a gated run is not trained again: for each wanted sparsity the threshold of stage I is calibrated on
-training tasks, the target tasks adapt with it, and what they reach is measured.
+The meta-model of a gated run is not trained again: for each wanted sparsity the target tasks adapt with it, in one of the ways of
+`personalize.two_stage` to reach it, and what they reach is measured.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ import numpy as np
 
 import metagater_jax as mg
 from experiments.config import ConfigError, base_config, registry
+from experiments.config.fields import check_known
 from experiments.runs.federated import load, make_tasks
 from experiments.runs.measures import spread
 from experiments.runs.records import load_model, read_config, read_result, summary
@@ -21,15 +22,16 @@ from experiments.runs.records import load_model, read_config, read_result, summa
 __all__ = ["curve_of_run"]
 
 
-def curve_of_run(run: str | Path, sparsities: Sequence[float], data_dir: str | None = None, log: Callable[[str], None] = print
-                 ) -> list[dict[str, Any]]:
-  """Per wanted sparsity: κ, and accuracy, sparsity, MACs and parameters of the target tasks.
+def curve_of_run(run: str | Path, sparsities: Sequence[float], data_dir: str | None = None, log: Callable[[str], None] = print, *,
+                 by: str | None = None) -> list[dict[str, Any]]:
+  """Per wanted sparsity: accuracy, sparsity, MACs and parameters of the target tasks, and κ where there is one.
 
   Args:
-    run: workdir of a finished run whose personalizer sets a sparsity by calibration.
+    run: workdir of a finished run with gates.
     sparsities: wanted means, in [0, 1).
     data_dir: where the data is, if not where the run found it.
     log: gets a line per sparsity.
+    by: how a sparsity is reached, one of `personalize.SPARSITY_BY`; None: as the run's config says.
 
   Raises:
     ConfigError: sparsities outside [0, 1), or a workdir that holds no finished run, or one without gates.
@@ -44,6 +46,8 @@ def curve_of_run(run: str | Path, sparsities: Sequence[float], data_dir: str | N
   if config.personalizer is None:  # a record from before there was a choice
     config.personalizer = registry.default_personalizer(config.algorithm, config.gated)
   config.data_dir = data_dir or config.data_dir
+  config.sparsity_by = by or config.sparsity_by
+  check_known("sparsity_by", config.sparsity_by, mg.personalize.SPARSITY_BY)
   dataset = load(config)
   tasks = make_tasks(config, dataset)
   population = mg.make_population(dataset.images, np.asarray(dataset.labels), tasks.partition,
@@ -62,9 +66,10 @@ def curve_of_run(run: str | Path, sparsities: Sequence[float], data_dir: str | N
   points = []
   for wanted in sparsities:
     kappa, after = jax.device_get(measure(wanted, model, population, calibration_tasks, jnp.asarray(tasks.target)))
-    points.append({"wanted": wanted, "threshold": float(kappa), "seed": config.seed,
+    points.append({"wanted": wanted, "by": config.sparsity_by, "threshold": None if kappa is None else float(kappa), "seed": config.seed,
                    "accuracy": summary(after.accuracy), "sparsity": summary(after.sparsity),
-                   "macs": float(after.macs.mean()), "parameters": float(after.parameters.mean())})
-    log(f"{run}: wanted {wanted:.2f}, sparsity {after.sparsity.mean():.3f} ± {spread(after.sparsity) or 0:.3f} over tasks, "
+                   "macs": float(after.macs.mean()), "parameters": float(after.parameters.mean()),
+                   "conditional": float(np.mean(mg.personalize.conditional(after.on_rate)))})
+    log(f"{run}: wanted {wanted:.2f} by {config.sparsity_by}, sparsity {after.sparsity.mean():.3f} ± {spread(after.sparsity) or 0:.3f} over tasks, "
         f"accuracy {after.accuracy.mean():.4f}")
   return points

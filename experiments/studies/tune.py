@@ -10,6 +10,7 @@ point goes to `configs/tuned/PROTOCOL.json`, with all trials; the configs read i
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,15 @@ class Tuner:
       states, models = zip(*trained)
       yield done, list(models), *self.accuracies(models, settings)
 
-  def accuracies(self, models: Sequence[mg.Model], settings: Mapping[str, Any], personalizer: str | None = None) -> tuple[np.ndarray, dict[str, float]]:
+  def accuracies(self, models: Sequence[mg.Model], settings: Mapping[str, Any], personalizer: str | None = None
+                 ) -> tuple[np.ndarray, dict[str, float]]:
     """Accuracy on the validation tasks by adaptation rate, mean over tasks and seeds, with the config's personalizer or another; and the value of
     the setting that the personalizer has beside its rate, if any, that was best at the rate in the middle. What is no number counts as 0."""
     personalizer = personalizer or self.config.personalizer
 
     def at(rates, own):
-      return np.nan_to_num(np.mean([np.asarray(self._measure(model, population, jnp.asarray(tasks.validation), {**settings, **own}, jnp.asarray(rates),
-                                                             personalizer=personalizer))
+      measure = partial(self._measure, settings={**settings, **own}, rates=jnp.asarray(rates), personalizer=personalizer)
+      return np.nan_to_num(np.mean([np.asarray(measure(model, population, jnp.asarray(tasks.validation)))
                                     for model, population, (_, tasks) in zip(models, self.populations, self.tasks)], axis=0))
     grid, own = registry.PERSONALIZERS[personalizer].grid, {}
     if grid is not None:

@@ -8,6 +8,6 @@ from metagater_jax.nn.gated import GatedNetwork, GatedOutputs, classification_lo
 from metagater_jax.nn.gates import ChannelGate, binarize, gate_groups, logistic_noise, sparsity
 
 __all__ = ["MLP", "ChannelGate", "ConvNet4", "ConvNet7", "ConvUnit", "FewShotConvNet", "GatedNetwork", "GatedOutputs", "Layer", "NormalizedConv",
-           "ResNet12", "SensorNet", "average_pool", "binarize", "classification_loss", "conv_as_matmul", "dense_cost", "drop", "gate_cost", "gate_groups", "gated_macs",
-           "gated_parameters", "head_of", "logistic_noise", "masked_macs", "max_pool", "network_layers", "sparsity",
+           "ResNet12", "SensorNet", "average_pool", "binarize", "classification_loss", "conv_as_matmul", "dense_cost", "drop", "gate_cost",
+           "gate_groups", "gated_macs", "gated_parameters", "head_of", "logistic_noise", "masked_macs", "max_pool", "network_layers", "sparsity",
            "without_dropout"]

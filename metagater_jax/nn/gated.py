@@ -74,9 +74,9 @@ class GatedNetwork:
   gated_layers: tuple[str, ...] = ()
   hidden: int = 16
   temperature: float | None = 1.0
-  initial_log_odds: float = 2.0
-  logit_scale: float = 0.1
-  normalize: bool = False
+  initial_log_odds: float = 0.5
+  logit_scale: float = 1.0
+  normalize: bool = True
   noise: float = 1.0
   dropped_layers: tuple[str, ...] = ()
   dropout: float = 0.0

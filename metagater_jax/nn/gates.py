@@ -87,18 +87,18 @@ class ChannelGate(nn.Module):
   Attributes:
     channels: C_out, how many channels the gate switches.
     hidden: units of the hidden layer (the paper: 16).
-    initial_log_odds: b₂ at the start; positive, so that training starts with the channels on (2: with probability 0.88). Near 0 the gate starts
-      undecided, where its gradient is largest.
-    logit_scale: of W₂ at the start, relative to LeCun's initialization; small, so that it does not start with random masks.
+    initial_log_odds: b₂ at the start. Near 0 the gate starts undecided, where its gradient is largest; at 2 a channel is on with probability 0.88
+      in training, and a gate that learns slowly is little more than channel dropout.
+    logit_scale: of W₂ at the start, relative to LeCun's initialization.
     normalize: s over its channels to mean 0 and variance 1, for each input by itself. How large ℓ and its gradient are does then not depend on
       which layer is gated, nor on how far the backbone's features have grown.
   """
 
   channels: int
   hidden: int = 16
-  initial_log_odds: float = 2.0
-  logit_scale: float = 0.1
-  normalize: bool = False
+  initial_log_odds: float = 0.5
+  logit_scale: float = 1.0
+  normalize: bool = True
 
   @nn.compact
   def __call__(self, features: jax.Array) -> jax.Array:

@@ -10,6 +10,6 @@ from metagater_jax.optim.metric import Rates, check_rates, in_metric, scale_part
 from metagater_jax.optim.penalties import (
     Penalty, block_soft_threshold, group_lasso, group_norms, l1, no_penalty, on_part, soft_threshold)
 
-__all__ = ["DERIVATIVES", "GAMMA_SCHEDULES", "AcceleratedProximalState", "Penalty", "Rates", "accelerated_proximal", "accelerated_proximal_eval_params",
-           "block_soft_threshold", "check_rates", "descend", "group_lasso", "group_norms", "hoist", "in_metric", "l1", "local_solve", "no_penalty", "on_part", "scale_parts",
-           "soft_threshold"]
+__all__ = ["DERIVATIVES", "GAMMA_SCHEDULES", "AcceleratedProximalState", "Penalty", "Rates", "accelerated_proximal",
+           "accelerated_proximal_eval_params", "block_soft_threshold", "check_rates", "descend", "group_lasso", "group_norms", "hoist", "in_metric",
+           "l1", "local_solve", "no_penalty", "on_part", "scale_parts", "soft_threshold"]

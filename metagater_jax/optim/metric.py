@@ -31,6 +31,12 @@ def check_rates(rates: Rates | None) -> None:
 
   Args:
     rates: ρ by part, or None.
+
+  Returns:
+    None.
+
+  Raises:
+    ValueError: that.
   """
   check_positive(**{f"rate of part '{part}'": rate for part, rate in (rates or {}).items()})
 

@@ -266,7 +266,8 @@ def log_odds_quantile(network: GatedNetwork, params: Params, data: TaskData | Ba
                       samples: int = 256) -> jax.Array:
   """The δ at which m = 1[ℓ > δ] has a given sparsity on a task's data: the smallest at which as large a part of the log-odds is not above it.
 
-  Channels whose group is zero are off at any δ.
+  With several gated layers δ changes the masks of one, and with them the log-odds of the next: it is then found again a few times. Channels whose
+  group is zero are off at any δ.
 
   Args:
     network: whose gates these are.
@@ -280,19 +281,26 @@ def log_odds_quantile(network: GatedNetwork, params: Params, data: TaskData | Ba
     δ, a scalar.
   """
   batch = data if isinstance(data, Batch) else data.rows(jnp.arange(min(samples, data.index.shape[0]), dtype=jnp.int32))
-  found = network.outputs(params, batch.images).log_odds
-  values = jnp.concatenate([jnp.where(_alive(params["gate"][layer]), found[layer], -jnp.inf) for layer in found], axis=-1)
-  weight = batch.weight
-  if frozen:  # on for at least half of the data: where the ⌈n/2⌉-th highest is above δ
-    highest = -jnp.sort(jnp.where(weight[:, None] > 0, -values, jnp.inf), axis=0)
-    values, weight = highest[(weight.sum().astype(jnp.int32) + 1) // 2 - 1][None], jnp.ones(1)
-  order = jnp.argsort(values.ravel())
-  below = jnp.cumsum(jnp.broadcast_to(weight[:, None], values.shape).ravel()[order])
-  rank = jnp.searchsorted(below, sparsity * below[-1] * (1 - 1e-6))  # the first δ that reaches it
-  quantile = values.ravel()[order][jnp.clip(rank, 0, below.shape[0] - 1)]
-  lowest = jnp.where(jnp.isfinite(values), values, jnp.inf).min()
-  none_off = jnp.where(jnp.isfinite(lowest), lowest - 1, 0)
-  return jnp.where((sparsity > 0) & jnp.isfinite(quantile), quantile, none_off)
+  alive = {layer: _alive(own) for layer, own in params["gate"].items()}
+
+  def quantile(shift):
+    """Of the log-odds as they are when `shift` is taken from them."""
+    found = network.outputs({**params, "gate": shift_gate(params["gate"], shift)}, batch.images).log_odds
+    values = jnp.concatenate([jnp.where(alive[layer], found[layer] + shift, -jnp.inf) for layer in found], axis=-1)
+    weight = batch.weight
+    if frozen:  # on for at least half of the data: where the ⌈n/2⌉-th highest is above δ
+      highest = -jnp.sort(jnp.where(weight[:, None] > 0, -values, jnp.inf), axis=0)
+      values, weight = highest[(weight.sum().astype(jnp.int32) + 1) // 2 - 1][None], jnp.ones(1)
+    order = jnp.argsort(values.ravel())
+    below = jnp.cumsum(jnp.broadcast_to(weight[:, None], values.shape).ravel()[order])
+    rank = jnp.searchsorted(below, sparsity * below[-1] * (1 - 1e-6))  # the first δ that reaches it
+    found = values.ravel()[order][jnp.clip(rank, 0, below.shape[0] - 1)]
+    lowest = jnp.where(jnp.isfinite(values), values, jnp.inf).min()
+    none_off = jnp.where(jnp.isfinite(lowest), lowest - 1, 0)
+    return jnp.where((sparsity > 0) & jnp.isfinite(found), found, none_off)
+
+  passes = 1 if len(network.gated_layers) == 1 else 4
+  return jax.lax.fori_loop(0, passes, lambda _, shift: quantile(shift), jnp.zeros(()))
 
 
 def _alive(gate):

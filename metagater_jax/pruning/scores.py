@@ -140,6 +140,9 @@ def contribution(loss: Loss, *, chunk: int = 64) -> Score:
 
   Returns:
     The score.
+
+  Raises:
+    ValueError: a chunk that is not a whole number of at least 1.
   """
   check_counts(chunk=chunk)
 

@@ -146,3 +146,28 @@ def test_residual_networks_are_those_of_twelve_layers():
   h = unit("conv3", leaky(unit("conv2", leaky(unit("conv1", images)))))
   expected = nn.max_pool(leaky(h + unit("shortcut", images, 1)), (2, 2), (2, 2))
   np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_sensor_network_is_convolutions_over_time(key):
+  """Against flax's own one-dimensional convolution and pooling."""
+  network = mg.nn.SensorNet(classes=5, widths=(4, 6), size=5)
+  windows = jax.random.normal(key, (3, 17, 2))
+  params = network.init(jax.random.key(1), windows)["params"]
+  h = windows
+  for layer in ("conv1", "conv2"):
+    kernel, bias = params[layer]["kernel"][:, 0], params[layer]["bias"] + 0.1
+    params[layer]["bias"] = bias
+    h = lax.conv_general_dilated(h, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")) + bias
+    h = nn.max_pool(jax.nn.relu(h), (2,), (2,))
+  expected = h.reshape(3, -1) @ params["output"]["kernel"] + params["output"]["bias"]
+  np.testing.assert_allclose(network.apply({"params": params}, windows), expected, rtol=1e-4, atol=1e-5)
+  with pytest.raises(ValueError, match="expects windows .batch, time, sensors., got shape .3, 17, 2, 1."):
+    network.apply({"params": params}, windows[..., None])
+  macs = {layer.name: layer.macs for layer in mg.nn.network_layers(network, (17, 2))}
+  assert macs == {"conv1": 17 * 5 * 2 * 4, "conv2": 8 * 5 * 4 * 6, "output": 4 * 6 * 5}
+
+
+@pytest.mark.parametrize("ours, flax_pool", [(mg.nn.max_pool, nn.max_pool), (mg.nn.average_pool, nn.avg_pool)])
+def test_a_window_of_different_sides(ours, flax_pool, key):
+  x = jax.random.normal(key, (2, 7, 9, 3))
+  np.testing.assert_allclose(ours(x, (2, 3)), flax_pool(x, (2, 3), (2, 3)), rtol=1e-6)

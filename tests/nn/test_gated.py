@@ -1,5 +1,7 @@
 """Gated networks: Eq. (1), gates by name on any model, and what a network says of its layers."""
 
+import dataclasses
+
 import chex
 import flax.linen as nn
 import jax
@@ -33,7 +35,9 @@ def gated_forward(params, image):
   z = image
   for name in ("conv1", "conv2"):
     z = pool(np.maximum(convolution(z, theta[name]), 0))
-  log_odds = np.maximum(z.mean((0, 1)) @ phi["W1"] + phi["b1"], 0) @ phi["W2"] + phi["b2"]
+  pooled = z.mean((0, 1))
+  pooled = (pooled - pooled.mean()) / np.sqrt(pooled.var() + 1e-6)
+  log_odds = np.maximum(pooled @ phi["W1"] + phi["b1"], 0) @ phi["W2"] + phi["b2"]
   mask = (log_odds > 0).astype(np.float64)
   h = pool(np.maximum(convolution(z, theta["conv3"]), 0) * mask)
   return h.ravel() @ theta["output"]["kernel"] + theta["output"]["bias"], mask
@@ -235,3 +239,64 @@ def test_parameters_of_a_network_with_other_gates_are_refused(small_network):
     small_network.apply(params, jnp.zeros((2, 8, 8, 1)))
   with pytest.raises(ValueError, match="two_stage adapts gates, but this model has none"):
     mg.two_stage(mg.classification_loss(small_network)).adapt(mg.Model(params), None)
+
+
+def test_a_normalized_gate_does_not_see_the_scale_of_its_layer(key):
+  """Features of any scale and offset give the same log-odds and, up to that scale, gradients of the same size in the gate's parameters."""
+  gate = mg.ChannelGate(channels=6, hidden=8, initial_log_odds=0.5, logit_scale=1.0, normalize=True)
+  z = jax.random.uniform(key, (5, 4, 4, 7))
+  params = gate.init(jax.random.key(1), z)
+  log_odds = gate.apply(params, z)
+  for scaled in (100 * z, 0.5 * z, z + 3):
+    np.testing.assert_allclose(gate.apply(params, scaled), log_odds, rtol=1e-3, atol=1e-3)
+    of = lambda z: jax.grad(lambda p: (gate.apply(p, z)**2).sum())(params)["params"]["W1"]
+    np.testing.assert_allclose(of(scaled), of(z), rtol=1e-2, atol=1e-2)
+  pooled = np.asarray(z, np.float64).mean((1, 2))
+  pooled = (pooled - pooled.mean(1, keepdims=True)) / pooled.std(1, keepdims=True)
+  p = jax.tree.map(np.asarray, params["params"])
+  expected = np.maximum(pooled @ p["W1"] + p["b1"], 0) @ p["W2"] + p["b2"]
+  np.testing.assert_allclose(log_odds, expected, rtol=1e-3, atol=1e-3)
+  assert np.isfinite(gate.apply(params, jnp.zeros_like(z))).all()
+
+
+def test_the_scale_of_the_noise(small_network, key):
+  params = small_network.init(jax.random.key(0), (8, 8, 1))
+  images = jax.random.normal(key, (2000, 8, 8, 1))
+  quiet, loud = (dataclasses.replace(small_network, noise=noise) for noise in (0.0, 2.0))
+  without = small_network.apply(params, images)[1]["conv3"]
+  assert (quiet.apply(params, images, jax.random.key(3))[1]["conv3"] == without).all()
+  log_odds = small_network.outputs(params, images).log_odds["conv3"]
+  masks = loud.apply(params, images, jax.random.key(3))[1]["conv3"]
+  assert abs(float(masks.mean()) - float(jax.nn.sigmoid(log_odds / 2).mean())) < 0.02  # P(ℓ + 2g > 0) = σ(ℓ/2)
+  assert ((log_odds > 0) == (without == 1)).all()
+
+
+def test_channel_dropout(key):
+  """Whole channels of a row go in training, what is left is scaled so that the mean stays, and inference knows nothing of it."""
+  plain = mg.GatedNetwork(Scaled())
+  network = dataclasses.replace(plain, dropped_layers=("unit",), dropout=0.4)
+  params = network.init(jax.random.key(0), (3, 3, 8))
+  images = jnp.ones((4000, 3, 3, 8))
+  assert (network.apply(params, images)[0] == plain.apply(params, images)[0]).all()
+  out = np.asarray(network.apply(params, images, key)[0])
+  assert set(np.unique(out.round(4))) == {0.0, np.float32(1 / 0.6).round(4)}
+  np.testing.assert_allclose(out.mean(0), 1, atol=0.05)
+  rows = mg.core.row_keys(key, 4000)
+  np.testing.assert_allclose(network.apply(params, images[:5], rows[:5])[0], out[:5], rtol=1e-6)  # a row's own, in whatever batch it is
+  with pytest.raises(ValueError, match="dropped layer 'conv9' does not exist"):
+    dataclasses.replace(network, dropped_layers=("conv9",)).init(jax.random.key(0), (3, 3, 8))
+
+
+class Scaled(nn.Module):
+  """Mean over places of a unit that is the identity."""
+
+  @nn.compact
+  def __call__(self, x):
+    return Identity(name="unit")(x).mean((1, 2))
+
+
+class Identity(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    return x * self.param("one", nn.initializers.ones, ())

@@ -92,3 +92,21 @@ def test_an_unknown_average_names_the_nearest():
   for make in (lambda: mg.pruning.snip(linear_loss, average="absolut"), lambda: mg.pruning.anp(None, average="absolut")):
     with pytest.raises(ValueError, match="unknown average 'absolut'. Did you mean 'absolute'"):
       make()
+
+
+def test_contribution_of_a_filter_is_the_gradient_that_its_gate_gets(small_network, small_population):
+  """−w ⊙ ∇L, summed over a filter and its bias, is −∂L/∂m of a mask on its channel: against central differences of the loss."""
+  params = small_network.init(jax.random.key(0), (8, 8, 1))
+  plain = mg.GatedNetwork(small_network.backbone)
+  params = {"backbone": params["backbone"] | {"conv3": params["backbone"]["conv3"] | {"bias": 0.1 + params["backbone"]["conv3"]["bias"]}}, "gate": {}}
+  loss, data = mg.classification_loss(plain), small_population.train(1)
+  score = mg.pruning.contribution(loss).on_task(params, data)["backbone"]["conv3"]
+  found = np.asarray(score["kernel"]).sum((0, 1, 2)) + np.asarray(score["bias"])
+  batch = data.rows(jnp.arange(int(data.count)))
+
+  def at(channel, m):  # relu(m z) = m relu(z)
+    scaled = jax.tree.map(lambda x: x.at[..., channel].multiply(m), params["backbone"]["conv3"])
+    return float(loss({"backbone": params["backbone"] | {"conv3": scaled}, "gate": {}}, batch))
+  expected = [-(at(c, 1.02) - at(c, 0.98)) / 0.04 for c in range(6)]
+  np.testing.assert_allclose(found, expected, rtol=0.02, atol=2e-3)
+  assert min(expected) < 0 < max(expected)

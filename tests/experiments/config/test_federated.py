@@ -40,14 +40,14 @@ def test_checking_a_config_leaves_it_as_it_was():
     (dict(gated_layers=("conv9",)), "'conv9' does not exist; the layers of ConvNet4 are conv1, conv2, conv3, output"),
     (dict(gated=True, gated_layers=()), "gated_layers is empty"),
     (dict(model="conv5"), "unknown model 'conv5'. Did you mean 'conv"),
-    (dict(algorithm="metagator"), "unknown algorithm 'metagator'. Did you mean 'metagater'. Known: fedavg, fedprox, metagater, "
-     "per_fedavg, pfedme, reptile"),
+    (dict(algorithm="metagator"), "unknown algorithm 'metagator'. Did you mean 'metagater'.? Known: fedavg, fedprox, metagater, "
+     "metagater_dropout, per_fedavg, pfedme, reptile"),
     (dict(derivative="second_order"), "Did you mean 'first_order'"),
     (dict(personalizer="two_stag"), "unknown personalizer 'two_stag'. Did you mean 'two_stage'"),
     (dict(personalizer="two_stage", gated=False), "adapts gates, but this model has none; use fine_tune or metasnip_weight"),
     (dict(algorithm="fedavg", personalizer="two_stage"), "adapts gates, but this model has none"),
     (dict(personalizer="metasnip_weight", target_sparsity=None), "prunes to target_sparsity, which is None"),
-    (dict(personalizer="metasnip_channel", gated_layers=(), gated=False), "none of the leaves is prunable"),
+    (dict(personalizer="metasnip_channel", target_sparsity=0.3, gated_layers=(), gated=False), "none of the leaves is prunable"),
     (dict(sparsity_of="tests"), "sparsity_of is given, but personalizer 'two_stage' does not prune; use metasnip_weight or metasnip_channel"),
     (dict(meta_model="tests"), "meta_model is tests, which holds no finished run"),
     (dict(tuned="mnits"), "unknown tuned 'mnits'. Did you mean 'mnist'"),

@@ -157,3 +157,21 @@ def test_reasons_follow_from_the_trials():
   steps = [*apart, tuned("metagater", [0.05, 0.7, 0.05], steps=2)]
   assert any("2 of MetaGater's 3 trials with more than one local step diverged, against 0 of 3" in reason
              for reason in report.explain("mnist", steps))
+
+
+def test_a_report_is_added_to_a_recorded_one_by_protocol(written, tmp_path):
+  _, content = written
+  held = json.loads(json.dumps(content))
+  for part in held["tables"].values():
+    for row in part["rows"]:
+      row["protocol"] = "mnist"
+  held = held | {"protocols": {"mnist": held["protocols"]["cifar10"]}, "curves": {}, "channels": {},
+                 "settings": {key.replace("cifar10", "mnist"): value for key, value in held["settings"].items()}}
+  merged = report.merge(held, content)
+  assert list(merged["protocols"]) == ["mnist", "cifar10"] and len(merged["tables"]["1"]["rows"]) == 2 * len(content["tables"]["1"]["rows"])
+  own = comparison(content, "1", "MetaGater w/o gating against FedAvg")
+  assert any(c["what"] == own["what"] and c["mean"] == pytest.approx(own["mean"]) for c in claim(merged, "1")["comparisons"])
+  assert len(claim(merged, "1")["comparisons"]) == 2 * len(claim(content, "1")["comparisons"])
+  again = report.merge(merged, content)  # what is there of a protocol goes as a whole
+  assert len(again["tables"]["1"]["rows"]) == len(merged["tables"]["1"]["rows"])
+  assert report.text(merged, []) and "| MNIST | 1-5 |" in report.protocol_table(merged)

@@ -43,8 +43,8 @@ def test_a_trial_is_a_training_at_these_settings_measured_on_validation_tasks(sm
   c = check_config(small_config)
   tuner = tune.Tuner(c, [7])
   settings = {"local_lr": 0.3}
-  models = tuner.train(settings)
-  accuracies = tuner.accuracies(models)
+  (half, *_), (rounds, models, accuracies, own) = tuner.trial(settings)
+  assert (half, rounds, own) == (4, 8, {})
   # The same by hand: train at these settings, adapt each validation task at one of the rates, test.
   c.seed, c.local_lr, c.adapt_lr = 7, 0.3, tuner.rates[5]
   data = load(c)
@@ -80,7 +80,11 @@ def test_every_method_gets_the_same_budget(small_config):
     assert len(entry["trials"]) == 2
     best = max(entry["trials"], key=lambda trial: trial["accuracy"])
     assert entry["validation_accuracy"] == best["accuracy"]
-    assert entry["settings"] == {key: value for key, value in best.items() if key != "accuracy"}
+    assert entry["settings"] == {key: value for key, value in best.items() if key not in ("accuracy", "accuracies")}
+    for trial in entry["trials"]:  # the first look that is within half a point of the best
+      looks = {int(rounds): accuracy for rounds, accuracy in trial["accuracies"].items()}
+      assert list(looks) == [4, 8] and trial["accuracy"] == looks[trial["rounds"]]
+      assert trial["rounds"] == next(rounds for rounds, accuracy in looks.items() if accuracy >= max(looks.values()) - 0.005)
     for name, (low, high) in registry.methods()[name].space.items():
       assert all(0.99 * low <= trial[name] <= 1.01 * high for trial in entry["trials"])
 
@@ -145,3 +149,18 @@ def test_what_is_tuned_is_not_tuned_again(small_config, tmp_path):
   assert len(lines) == first > 0 and (tmp_path / "out" / "digits.json").read_text() == text
   with pytest.raises(ConfigError, match="digits-fedavg-k1.json holds a run of another configuration: trials is 1 there and 2 here"):
     call_it(trials=2)
+
+
+def test_a_gates_own_rate_is_chosen_on_every_meta_model(tmp_path):
+  c = digits.get_config()
+  c.tuning_fraction = 0.5
+  c.update(widths=(4, 4, 8), rounds=2, validation_tasks=3)
+  entries = tune.tune_method(c, "metagater", local_steps=1, seeds=[7], trials=1, rates=(0.02, 0.1), report=lambda line: None)
+  name, values = registry.PERSONALIZERS["two_stage"].grid
+  assert name == "gate_adapt_lr" and entries[0]["settings"][name] in values
+  assert {"gate_rate", "penalty_weight", "rounds"} <= entries[0]["settings"].keys()
+
+
+def test_several_local_steps_are_searched_with_the_pull():
+  method = registry.methods()["metagater_ungated"]
+  assert "prox_weight" not in tune.space_of(method, 1) and {"prox_weight", "beta", "local_lr"} == tune.space_of(method, 2).keys()
