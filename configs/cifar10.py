@@ -16,7 +16,6 @@ def get_config():
   config.size_range = (221, 2792)
   config.model = "conv4"
   config.gated_layers = ("conv3",)
-  config.rounds = 100
   config.mesh = "auto"
   config.eval_every = 50
   return config

@@ -175,15 +175,15 @@ def settings_of(config: ConfigDict) -> dict[str, Any]:
   Raises:
     ConfigError: `tuned` names a file that is not there.
   """
-  settings = _COMMON | dict(registry.ALGORITHMS[config.algorithm].settings) | _tuned(config, config.algorithm, config.gated)
+  settings = _COMMON | (_OF_GATES if config.gated else {}) | dict(registry.ALGORITHMS[config.algorithm].settings) | _tuned(config, config.algorithm, config.gated)
   if config.personalizer != registry.default_personalizer(config.algorithm, config.gated):
     settings |= registry.PERSONALIZERS[config.personalizer].settings
     settings |= _tuned(config, config.personalizer, False)
   return settings
 
 
-# Settings of every algorithm.
-_COMMON = {"rounds": 100, "gate_adapt_lr": 10.0}
+# Settings of every algorithm, and of those whose networks have gates.
+_COMMON, _OF_GATES = {"rounds": 100}, {"gate_adapt_lr": 10.0}
 
 
 def _tuned(config, name, gated):
@@ -194,7 +194,11 @@ def _tuned(config, name, gated):
   if not path.is_file():
     raise ConfigError(unknown("tuned", config.tuned, [p.stem for p in TUNED.glob("*.json")]))
   entries = [entry for entry in json.loads(path.read_text(encoding="utf-8"))["methods"] if (entry["algorithm"], entry["gated"]) == (name, gated)]
-  return min(entries, key=lambda entry: abs(entry["local_steps"] - config.local_steps))["settings"] if entries else {}
+  if not entries:
+    return {}
+  nearest = min(entries, key=lambda entry: abs(entry["local_steps"] - config.local_steps))
+  tuned_with = {"rounds": nearest["rounds"]} if "rounds" in nearest else {}  # of entries that do not say how many are enough
+  return tuned_with | nearest["settings"]
 
 
 def check_dataset(config: ConfigDict, dataset: Dataset) -> None:

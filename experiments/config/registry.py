@@ -110,7 +110,7 @@ ALGORITHMS: dict[str, AlgorithmRow] = {
     "metagater": AlgorithmRow(
         lambda c, loss: mg.metagater(loss, prox_weight=c.prox_weight, beta=c.beta, gamma=c.gamma, penalty=make_penalty(c),
                                      penalty_weight=c.penalty_weight, rates={"gate": c.gate_rate}, **_local(c)), "MetaGater w/ gating",
-        _METAGATER | {"penalty_weight": 0.001, "gate_rate": 30.0, "gate_adapt_lr": 10.0},
+        _METAGATER | {"penalty_weight": 0.0002, "gate_rate": 30.0, "gate_adapt_lr": 10.0},
         _RATE | {"beta": (0.005, 0.03), "penalty_weight": (0.00001, 0.001), "gate_rate": (10.0, 100.0)},
         gates=True, personalizer=("two_stage", "fine_tune"), ungated_label="MetaGater w/o gating",
         several_steps={"prox_weight": (2.0, 15.0), "beta": (0.005, 0.03)}),
@@ -212,9 +212,9 @@ PERSONALIZERS: dict[str, PersonalizerRow] = {
         grid=("gate_adapt_lr", (1.0, 10.0, 100.0))),
     "metasnip_weight": PersonalizerRow(_metasnip("weight"), "MetaSNIP", {"adapt_lr": 0.05}, prunes=True),
     "metasnip_channel": PersonalizerRow(_metasnip("channel"), "MetaSNIP, by channel", {"adapt_lr": 0.05}, prunes=True),
-    # Channels of a network without gates that a task keeps for all its inputs: chosen by one gradient, or at random (in each layer as many: sums of
-    # random numbers over the layers' kernels would choose the layer of the larger ones).
-    "static_channels": PersonalizerRow(_metasnip("channel", mg.pruning.contribution), "static channels", {"adapt_lr": 0.05}, prunes=True,
+    # Channels of a network without gates that a task keeps for all its inputs: chosen by one gradient, or at random, in each layer as many. Ranked
+    # over layers, sums over the kernels would choose layers first: one of two went nearly as a whole.
+    "static_channels": PersonalizerRow(_metasnip("channel", mg.pruning.contribution, "layer"), "static channels", {"adapt_lr": 0.05}, prunes=True,
                                        follows="metagater_dropout"),
     "random_channels": PersonalizerRow(_metasnip("channel", lambda loss: _RANDOM, "layer"), "random channels", {"adapt_lr": 0.05}, prunes=True,
                                        follows="metagater_dropout"),

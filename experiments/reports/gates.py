@@ -24,6 +24,7 @@ COMPARISONS = (
     ("chosen by gradient: (c) over (d)", "c", "d"),
     ("looking at the input: (f) over (e)", "f", "e"),
     ("learned gate over static selection: (f) over (c)", "f", "c"),
+    ("learned gate over random channels: (f) over (d)", "f", "d"),
     ("gating in all: (f) over (a)", "f", "a"),
     ("gating beyond dropout: (f) over (b)", "f", "b"),
 )

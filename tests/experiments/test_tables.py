@@ -7,7 +7,7 @@ from experiments.tables import main
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--tables=1,7"], "unknown table '7'. Known: 1, 2, 3, 4, 5, 6."),
+    (["--tables=1,7"], "unknown table '7'. Known: 1, 2, 3, 4, 5, 6, har, har_adaptation."),
     (["--seeds=some"], "seeds are written 4, 1-3 or 1,4-6; got 'some'."),
     (["--seeds=3-2"], "got '3-2'."),
     (["--tables=anp"], "made by `python -m experiments.anp`"),
