@@ -147,7 +147,8 @@ def program(case: Case, tasks: mg.data.Population, *, steps: int = 1, cohort: in
     loss = mg.data.microbatched(loss, microbatch)
   if make is None:
     penalty = mg.on_part(mg.group_lasso(mg.gate_groups), "gate") if case.gated else None
-    algorithm = mg.metagater(loss, local_lr=0.05, local_steps=steps, penalty=penalty, penalty_weight=0.001)
+    algorithm = mg.metagater(loss, local_lr=0.05, local_steps=steps, penalty=penalty, penalty_weight=0.001,
+                             rates={"gate": 30.0} if case.gated else None)
   else:
     algorithm = make(loss)
   on_cpu_small = network.small and jax.default_backend() == "cpu"

@@ -8,7 +8,6 @@ has not seen, and the seconds it took include compilation. Optuna is the extra `
 import argparse
 import json
 import time
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -22,6 +21,7 @@ from experiments.studies.tune import Tuner, method_config, points
 __all__ = ["main"]
 
 SEARCH, FRESH = (100, 101, 102), (200, 201, 202, 203, 204)
+ROUNDS = 200
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
   options = parser.parse_args()
   figures = {"trials": options.trials, "machine": {"jax": jax.__version__, "backend": jax.default_backend()}}
   for name in options.methods.split(","):
-    config = method_config(protocol_config("mnist", options.data_dir), name, local_steps=1)
+    config = method_config(protocol_config("mnist", options.data_dir, ROUNDS), name, local_steps=1)
     space = registry.methods()[name].space
     fresh = Tuner(config, FRESH)
     figures[name] = {}
@@ -61,7 +61,8 @@ def _best(trials):
 
 
 def _trial(tuner, settings):
-  return np.nan_to_num(tuner.accuracies(tuner.train(settings)))
+  (_, _, accuracies, _), = tuner.trial(settings, looks=1)
+  return accuracies
 
 
 def _sobol(tuner, space, trials):
@@ -71,11 +72,13 @@ def _sobol(tuner, space, trials):
 def _sobol_vmap(tuner, space, trials):
   chosen = points(space, trials)
   together = {name: jnp.array([settings[name] for settings in chosen]) for name in space}
-  train = jax.jit(jax.vmap(tuner._train_and_deploy, in_axes=(0, None, None, None)))
-  measure = jax.jit(jax.vmap(partial(tuner._accuracies, personalizer=tuner.config.personalizer), in_axes=(0, None, None)))
-  accuracies = np.mean([np.asarray(measure(
-      train(together, jnp.asarray(seed), population, jnp.asarray(tasks.training)), population,
-      jnp.asarray(tasks.validation))) for (seed, tasks), population in zip(tuner.tasks, tuner.populations)], axis=0)
+
+  def one(settings, seed, population, training, validation):
+    model = tuner._rounds(settings, tuner._init(settings, seed), population, training, tuner.config.rounds)[1]
+    return tuner._accuracies(model, population, validation, settings, jnp.asarray(tuner.rates), tuner.config.personalizer)
+  every = jax.jit(jax.vmap(one, in_axes=(0, None, None, None, None)))
+  accuracies = np.mean([np.asarray(every(
+      together, jnp.asarray(seed), population, jnp.asarray(tasks.training), jnp.asarray(tasks.validation))) for (seed, tasks), population in zip(tuner.tasks, tuner.populations)], axis=0)
   return _best(list(zip(chosen, np.nan_to_num(accuracies))))
 
 

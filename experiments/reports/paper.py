@@ -422,8 +422,8 @@ def text(content: Mapping[str, Any], drawn: Sequence[str]) -> str:
   content = _of_today(content)
   parts = [
       "# MetaGater: the paper's tables on real data",
-      f"Accuracy is of the target tasks' test data after one gradient step per stage, mean ± standard deviation over "
-      f"seeds; sparsity is ± its standard deviation over target tasks, the paper's "
+      "Accuracy is of the target tasks' test data after one gradient step per stage, mean ± standard deviation over "
+      "seeds; sparsity is ± its standard deviation over target tasks, the paper's "
       "\"diversity\" (every standard deviation is the sample's, "
       "with n − 1). Training time is the rounds alone (their median times their number), without compilation and evaluation, "
       "and learning time both stages for one target task (median), each of the seed that was disturbed least on a shared "

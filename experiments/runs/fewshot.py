@@ -25,8 +25,9 @@ __all__ = ["SETTINGS", "FewShot", "load_splits", "run"]
 # Fields on which the numbers of a run depend; they are in its result, and tell runs apart where several are recorded.
 SETTINGS = ("name", "dataset", "alphabets", "learner", "derivative", "model", "widths", "ways", "shots", "queries", "train_queries",
             "augment", "inner_lr", "inner_steps", "learn_rates", "test_inner_steps", "outer_lr", "episodes", "steps", "seed", "prune",
-            "personalizer", "gated_layers", "gate_hidden", "gate_temperature", "gate_initial_log_odds", "gate_logit_scale", "compute_dtype",
-            "adapt_lr", "adapt_steps", "gate_adapt_lr", "target_sparsity")
+            "personalizer", "gated_layers", "gate_hidden", "gate_temperature", "gate_initial_log_odds", "gate_logit_scale", "gate_noise",
+            "gate_normalize", "compute_dtype", "adapt_lr", "adapt_steps", "gate_adapt_lr", "gate_adapt_temperature", "target_sparsity", "sparsity_by",
+            "gate_frozen")
 
 Splits = dict[str, mg.fewshot.ClassPool]
 

@@ -11,7 +11,7 @@ import metagater_jax as mg
 from metagater_jax.federated.rounds import federated_round
 
 RATES = {"gate": 7.0, "backbone": 0.5}
-MU = 0.25
+MU = 0.05
 PENALTY = mg.on_part(mg.group_lasso(0), "gate")
 
 

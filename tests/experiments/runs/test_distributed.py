@@ -90,7 +90,7 @@ def test_eight_devices_are_one(one_device, tmp_path):
 
 def small_config(**fields):
   config = digits.get_config()
-  config.update(rounds=4, eval_every=2, widths=(4, 5, 6), seed=1, **fields)
+  config.update(rounds=4, eval_every=2, widths=(4, 5, 6), seed=1, target_sparsity=0.5, sparsity_by="group_norm", **fields)
   return config
 
 

@@ -117,3 +117,14 @@ def test_folders_that_cannot_be_written_are_named(tmp_path, monkeypatch):
   monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
   with pytest.raises(ConfigError, match="cannot be written .Permission denied.*--workdir"):
     records.check_workdir(tmp_path / "new")
+
+
+def test_what_older_gates_were_is_read_from_their_records(tmp_path):
+  """Fields that are newer than a run have the value that says what it did, not today's default."""
+  old = {"gated": True, "gate_hidden": 16, "gate_initial_log_odds": 2.0, "gate_logit_scale": 0.1}
+  for folder, config in (("old", old), ("plain", old | {"gated": False}), ("new", old | {"gate_normalize": True, "sparsity_by": "budget"})):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "config.json").write_text(json.dumps(config))
+  read = lambda folder: records.read_config(tmp_path / folder)
+  assert read("old") == old | {"gate_normalize": False, "sparsity_by": "group_norm"}
+  assert "gate_normalize" not in read("plain") and (read("new")["gate_normalize"], read("new")["sparsity_by"]) == (True, "budget")
