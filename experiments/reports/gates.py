@@ -15,7 +15,7 @@ from experiments.runs.records import read_result, write_json
 from experiments.studies.gate_variants import LABELS, MODELS, SPARSITIES, VARIANTS, variant_folder
 from experiments.studies.protocols import PROTOCOL_LABELS
 
-__all__ = ["accuracies", "behaviour", "differences", "differences_table", "markdown", "merge", "plot", "read", "write"]
+__all__ = ["accuracies", "behaviour", "differences", "differences_table", "markdown", "merge", "plot", "read", "summary", "write"]
 
 # What is compared: name, (variant, whether at a given sparsity) of both sides.
 COMPARISONS = (
@@ -152,6 +152,23 @@ def _interval(entry):
   return f"**{text}**" if entry["p_holm"] is not None and entry["p_holm"] < 0.05 else text
 
 
+def summary(content: Mapping[str, Any]) -> str:
+  """A line for each question: where the answer differs from zero after Holm's correction."""
+  lines, entries = [], differences(content)
+  for what, *_ in COMPARISONS:
+    found = {"better": [], "worse": []}
+    for protocol in content["protocols"]:
+      for word, sign in (("better", 1), ("worse", -1)):
+        at = [entry["sparsity"] for entry in entries if (entry["what"], entry["protocol"]) == (what, protocol) and sign * entry["mean"] > 0
+              and entry["p_holm"] is not None and entry["p_holm"] < 0.05]
+        if at:
+          where = [f"{100 * s:.0f} %" if isinstance(s, float) else "its own sparsity" for s in at if s is not None]
+          found[word].append(PROTOCOL_LABELS[protocol] + (f" ({', '.join(where)})" if where else ""))
+    said = "; ".join(f"{word} on {', '.join(places)}" for word, places in found.items() if places)
+    lines.append(f"* {what[0].upper()}{what[1:]}: {said or 'no difference shown'}.")
+  return "\n".join(lines)
+
+
 def behaviour(content: Mapping[str, Any]) -> str:
   """What the learned gates do at the sparsity that they lead to, and at the others."""
   rows = []
@@ -182,7 +199,7 @@ def markdown(content: Mapping[str, Any]) -> str:
       "# What a gate is worth",
       f"Target tasks after one gradient step per stage, mean ± standard deviation over seeds ({', '.join(map(str, seeds))}). "
       f"Variants: {legend}. (c) and (d) choose channels of the model of (b). Sparsity is that of the gated layers.",
-      "## Accuracy", accuracies(content), "## What each step adds", "Paired over seeds, with 95 % intervals; bold where it differs from zero after "
+      "## What it says", summary(content), "## Accuracy", accuracies(content), "## What each step adds", "Paired over seeds, with 95 % intervals; bold where it differs from zero after "
       "Holm's correction over the rows and columns of a question.", differences_table(content), "## What the gates do", behaviour(content),
       "![accuracy of the variants against sparsity](gates.png)"]) + "\n"
 

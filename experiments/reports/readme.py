@@ -119,7 +119,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "machine": ("benchmark.json", benchmarks.machine),
     "fewshot": ("fewshot.json", fewshot.runs_table), "fewshot_pairs": ("fewshot.json", fewshot.pairs_table),
     "gates": ("gates/gates.json", gates.accuracies), "gates_differences": ("gates/gates.json", gates.differences_table),
-    "gates_behaviour": ("gates/gates.json", gates.behaviour),
+    "gates_behaviour": ("gates/gates.json", gates.behaviour), "gates_summary": ("gates/gates.json", gates.summary),
     "pruned_rounds": ("pruned_rounds.json", pruned_rounds.markdown),
     "anp": ("anp/anp.json", anp.overview), "anp_differences": ("anp/anp.json", anp.differences), "anp_claims": ("anp/anp.json", anp.claims),
 }

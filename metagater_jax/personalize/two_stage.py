@@ -39,7 +39,7 @@ def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int
       step alone decide.
     sparsity_by: how it is reached, between the stages.
       "log_odds": m = 1[ℓ > δ], where a task's δ is the quantile of the log-odds of all gated channels on its train data. Gates stay as conditional
-      as they are, and nothing is calibrated on other tasks.
+      as they are, and nothing is calibrated on other tasks. δ is found again after stage II, which moves what the gates look at.
       "group_norm": a proximal step with κ switches off the channels whose group has a norm of at most κ, for all inputs of a task. `calibrate`
       finds κ.
       "budget": every task keeps the same number of channels of each layer, those of the highest mean log-odds on its data, always on. A device
@@ -84,14 +84,22 @@ def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int
     own = masked_loss(loss, model.mask)
     params = adapt_gate(masked_loss(gate_loss, model.mask), model.params, data, lr=gate_lr, steps=steps,
                         threshold=0.0 if calibration is None or not calibrated else calibration, chunk=chunk)
-    by = None if target_sparsity is None else sparsity_by
+    by, free = None if target_sparsity is None else sparsity_by, params["gate"]
+
+    def at_the_quantile(params):
+      shift = log_odds_quantile(network, {**params, "gate": free}, data, target_sparsity, frozen=frozen)
+      return {**params, "gate": shift_gate(free, shift)}
+
     if by == "budget":
       params = {**params, "gate": keep_channels(network, params, data, target_sparsity, chunk=chunk)}
     elif by == "log_odds":
-      params = {**params, "gate": shift_gate(params["gate"], log_odds_quantile(network, params, data, target_sparsity, frozen=frozen))}
+      params = at_the_quantile(params)
     if frozen and by != "budget":
       params = {**params, "gate": freeze_gate(network, params, data, chunk=chunk)}
-    return model._replace(params=adapt_backbone(own, params, data, lr=lr, steps=steps, chunk=chunk))
+    params = adapt_backbone(own, params, data, lr=lr, steps=steps, chunk=chunk)
+    if by == "log_odds" and not frozen:  # stage II moves what the gates look at
+      params = at_the_quantile(params)
+    return model._replace(params=params)
 
   return Personalizer(calibrate, adapt)
 

@@ -81,6 +81,7 @@ def test_numbers_on_the_page_are_those_of_the_runs(finished):
   if paired.std() > 0:
     assert entry["p"] == pytest.approx(stats.ttest_1samp(paired, 0).pvalue)
   assert f"{100 * np.mean(at('gates-c-0.5')):.1f} ±" in report.accuracies(content)
+  assert "Looking at the input: (f) over (e)" in report.summary(content)
 
 
 def test_workdirs_are_merged_by_seed_unless_the_protocol_differs(finished, tmp_path):
