@@ -208,7 +208,7 @@ def plot(path: Path, content: Mapping[str, Any]) -> None:
   """Accuracy against sparsity, a panel for each protocol: lines of (c) to (f), levels of (a) and (b), and the gate's own sparsity as a star."""
   plt = pyplot()
   panels = content["protocols"]
-  figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.9), layout="constrained", squeeze=False)
+  figure, axes = plt.subplots(1, len(panels), figsize=(max(4.2 * len(panels), 6.5), 4.4), layout="constrained", squeeze=False)
   mean = lambda runs, key: 100 * np.mean([run[key] for run in runs.values()])
   for axis, (protocol, own) in zip(axes[0], panels.items()):
     runs = own["runs"]
@@ -226,7 +226,7 @@ def plot(path: Path, content: Mapping[str, Any]) -> None:
     axis.set(title=PROTOCOL_LABELS[protocol], xlabel="sparsity of gated layers (%)", ylabel="accuracy after adaptation (%)")
     axis.title.set_fontsize(10)
     axis.grid(alpha=0.3)
-  axes[0][0].legend(fontsize=7)
+  figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
   figure.savefig(path, dpi=110)
   plt.close(figure)
 
