@@ -175,7 +175,8 @@ def settings_of(config: ConfigDict) -> dict[str, Any]:
   Raises:
     ConfigError: `tuned` names a file that is not there.
   """
-  settings = _COMMON | (_OF_GATES if config.gated else {}) | dict(registry.ALGORITHMS[config.algorithm].settings) | _tuned(config, config.algorithm, config.gated)
+  settings = _COMMON | (_OF_GATES if config.gated else {}) | dict(registry.ALGORITHMS[config.algorithm].settings)
+  settings |= _tuned(config, config.algorithm, config.gated)
   if config.personalizer != registry.default_personalizer(config.algorithm, config.gated):
     settings |= registry.PERSONALIZERS[config.personalizer].settings
     settings |= _tuned(config, config.personalizer, False)

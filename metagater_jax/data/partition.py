@@ -279,8 +279,7 @@ def split_samples(labels: np.ndarray, fraction: float, seed: int = 0) -> tuple[n
   Raises:
     ValueError: a fraction outside [0, 1), or labels that are not integers.
   """
-  if not 0 <= fraction < 1:
-    raise ValueError(f"the fraction of samples that are split off must lie in [0, 1), got {fraction}.")
+  _check_split(fraction, "samples")
   _, pools = _shuffled_by_class(np.random.default_rng([seed, 4]), labels)
   cuts = [round(fraction * len(pool)) for pool in pools]
   return tuple(np.sort(np.concatenate(part)) for part in zip(*((pool[cut:], pool[:cut]) for pool, cut in zip(pools, cuts))))
@@ -300,8 +299,7 @@ def split_groups(groups: np.ndarray, fraction: float, seed: int = 0) -> tuple[np
   Raises:
     ValueError: a fraction outside [0, 1).
   """
-  if not 0 <= fraction < 1:
-    raise ValueError(f"the fraction of groups that are split off must lie in [0, 1), got {fraction}.")
+  _check_split(fraction, "groups")
   there = np.random.default_rng([seed, 5]).permutation(np.unique(groups))
   second = np.isin(groups, there[:round(fraction * len(there))])
   return np.flatnonzero(~second), np.flatnonzero(second)
@@ -335,6 +333,11 @@ def _choose_labels(rng, train_sizes, available, labels_per_task, test_fraction, 
     left[chosen] -= held
     demand[task] = list(zip(chosen, held))
   return demand, None
+
+
+def _check_split(fraction, what):
+  if not 0 <= fraction < 1:
+    raise ValueError(f"the fraction of {what} that are split off must lie in [0, 1), got {fraction}.")
 
 
 def _check_fraction(test_fraction):

@@ -15,7 +15,7 @@ from metagater_jax.core.random import row_keys
 from metagater_jax.core.trees import Params, precision_of
 from metagater_jax.data.batching import Loss
 from metagater_jax.nn.cost import Layer, network_layers
-from metagater_jax.nn.dropout import drop, without_dropout
+from metagater_jax.nn.dropout import drop, drop_entries, without_dropout
 from metagater_jax.nn.gates import ChannelGate, binarize, logistic_noise
 
 __all__ = ["GatedNetwork", "GatedOutputs", "classification_loss"]
@@ -166,7 +166,9 @@ class GatedNetwork:
       if context.method_name != "__call__":
         return out
       if keys is not None and layer in self.dropped_layers:
-        out = self._drop_channels(out, keys, layer)
+        number = len(self.gated_layers) + self.dropped_layers.index(layer)
+        own = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+        out = drop_entries(out, self.dropout, own, broadcast_dims=range(1, out.ndim - 1))
       if layer not in self.gated_layers:
         return out
       clean = log_odds = self._gate(out.shape[-1]).apply({"params": params["gate"][layer]}, _at_least_float32(args[0]))
@@ -205,12 +207,6 @@ class GatedNetwork:
   def small(self) -> bool:
     """Whether the backbone says that a task is so little work for a CPU that loops cost more than they save (its attribute `small`)."""
     return getattr(self.backbone, "small", False)
-
-  def _drop_channels(self, features, keys, layer):
-    number = len(self.gated_layers) + self.dropped_layers.index(layer)
-    keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, number), 1 - self.dropout, features.shape[-1:]))(keys)
-    keep = jnp.expand_dims(keep.astype(features.dtype) / (1 - self.dropout), tuple(range(1, features.ndim - 1)))
-    return (features * keep).astype(features.dtype)
 
   def _gate(self, channels):
     return ChannelGate(channels, self.hidden, self.initial_log_odds, self.logit_scale, self.normalize)

@@ -144,6 +144,20 @@ def test_the_quantile_of_log_odds_sets_the_sparsity(network, small_population, w
     assert 1 - rates.mean() == pytest.approx(wanted, abs=0.06)  # a channel is 1/20
 
 
+@pytest.mark.parametrize("wanted", [0.3, 0.6])
+def test_the_sparsity_is_that_of_the_adapted_network(network, small_population, wanted):
+  """Stage II moves the features that gates look at: what counts are the masks after it."""
+  loss, data = mg.classification_loss(network), small_population.train(0)
+  model = mg.Model(conditional_params(network))
+  adapted = mg.two_stage(loss, network=network, gate_lr=1.0, lr=1.0, target_sparsity=wanted).adapt(model, data).params
+  rates = np.concatenate(list(on_rates(network, adapted, data).values()))
+  assert 1 - rates.mean() == pytest.approx(wanted, abs=0.06)
+  # The step is large enough that a threshold from before it would not do.
+  stage_one = mg.two_stage(loss, network=network, gate_lr=1.0, lr=1e-9, target_sparsity=wanted).adapt(model, data).params
+  drifted = np.concatenate(list(on_rates(network, {**adapted, "gate": stage_one["gate"]}, data).values()))
+  assert abs(1 - drifted.mean() - wanted) > 0.08
+
+
 @pytest.mark.parametrize("wanted", [0.2, 0.5, 0.8])
 def test_with_one_gated_layer_it_is_the_quantile(small_population, wanted):
   network = mg.GatedNetwork(mg.ConvNet4(classes=4, widths=(4, 8, 12)), ("conv3",), normalize=True, initial_log_odds=0.5, logit_scale=1.0)
