@@ -8,7 +8,7 @@ from metagater_jax.data.datasets import DatasetError
 from metagater_jax.data.hapt import ACTIVITIES, load_hapt
 
 # (recording, user, activity, first and last sample, counted from 1), as in the original labels.txt; 7 is a transition.
-STRETCHES = [(1, 1, 5, 11, 210), (1, 1, 7, 211, 500), (1, 1, 4, 501, 660), (1, 1, 1, 701, 990), (2, 1, 1, 1, 200),
+STRETCHES = [(1, 1, 5, 11, 210), (1, 1, 7, 211, 500), (1, 1, 4, 501, 660), (1, 1, 1, 701, 990), (2, 1, 1, 1, 200), (2, 1, 1, 241, 400),
              (3, 2, 1, 51, 178), (3, 2, 6, 179, 305)]
 LENGTH = 1000
 
@@ -47,9 +47,9 @@ def as_text(tmp_path, signals):
 
 def test_windows_of_both_forms(as_arrays, as_text, signals):
   data, text = load_hapt(as_arrays), load_hapt(as_text)
-  # 200, 160 and 290 samples hold 2, 1 and 3 windows of 128 at steps of 64; the next recording is a new person or a new start.
+  # 200, 160 and 290 samples hold 2, 1 and 3 windows of 128 at steps of 64; after a gap, or in the next recording, the count begins anew.
   expected = [(1, 0, 4, 10), (1, 0, 4, 74), (1, 0, 3, 500), (1, 0, 0, 700), (1, 0, 0, 764), (1, 0, 0, 828),
-              (2, 0, 0, 0), (2, 0, 0, 64), (3, 1, 0, 50)]
+              (2, 0, 0, 0), (2, 0, 0, 64), (2, 0, 0, 240), (3, 1, 0, 50)]
   assert [(user, label) for _, user, label, _ in expected] == list(zip(data.groups.tolist(), data.labels.tolist()))
   for window, (recording, _, _, first) in zip(data.images, expected):
     np.testing.assert_allclose(window[:, :3], signals[recording][0][first:first + 128] / 720, rtol=1e-6)  # g
