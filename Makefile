@@ -20,7 +20,7 @@ quickstart: .venv/ready
 	$(BIN)/python -m experiments.run
 
 test: .venv/ready
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses=4 --dist loadscope
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses=4 --dist loadscope --max-worker-restart=0
 
 # Runs on eight devices and on several processes.
 slow-test: .venv/ready

@@ -1,8 +1,10 @@
 """Small problems that several test files use."""
 
+import gc
 import importlib.metadata
 import os
 import tempfile
+from pathlib import Path
 
 # Hundreds of small programs are compiled here and run once or twice: compiling them well takes longer than running them. In the
 # environment before JAX is imported, so that it holds in the commands which tests start, too.
@@ -22,6 +24,17 @@ import metagater_jax as mg
 
 # Some tests spread tasks over devices; everything else runs on the first.
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+  """Every compiled program is some regions of memory, of which Linux gives a process 65,530 (vm.max_map_count); one more, and XLA's compiler
+  ends in a segmentation fault. So a process that has compiled many forgets them before it goes to the next module."""
+  yield
+  maps = Path("/proc/self/maps")
+  if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
 """Settings of every method of a protocol, at one budget for all.
 
 Each method gets the same number of meta-trainings, at points that fill its search space evenly (a Sobol sequence), and on
-each meta-model the same adaptation rates. What counts is the accuracy after adaptation on validation tasks, which are not trained
+each meta-model the same adaptation rates; after a quarter and after half of the rounds the better half of them goes on (successive halving, Jamieson
+and Talwalkar 2016). What counts is the accuracy after adaptation on validation tasks, which are not trained
 on. All tasks here are made of images that are in no task of a run (`tuning_fraction`). How many rounds to train is found on the way, by one rule
-for all methods: a trial is looked at several times, and ends where its accuracy has come within half a point of the best it reaches. The best
+for all methods: a trial ends where its accuracy has come within half a point of the best it reaches. The best
 point goes to `configs/tuned/PROTOCOL.json`, with all trials; the configs read it.
 """
 
@@ -77,16 +78,16 @@ class Tuner:
     self._train = jax.jit(self._rounds, static_argnames="rounds", donate_argnums=1)
     self._measure = jax.jit(self._accuracies, static_argnames="personalizer")
 
-  def trial(self, settings: Mapping[str, float], looks: int = 2) -> Iterator[tuple[int, list[mg.Model], np.ndarray, dict[str, float]]]:
-    """Meta-trains at these settings. Each of `looks` times, evenly over the rounds of the config: the round, the meta-models by seed, and what
+  def trial(self, settings: Mapping[str, float]) -> Iterator[tuple[int, list[mg.Model], np.ndarray, dict[str, float]]]:
+    """Meta-trains at these settings. After a quarter, half and all of the rounds of the config: the round, the meta-models by seed, and what
     `accuracies` gives."""
     settings = {name: jnp.asarray(value) for name, value in settings.items()}
     states = [self._start(settings, jnp.asarray(seed)) for seed, _ in self.tasks]
-    every = max(1, self.config.rounds // looks)
-    for done in range(every, self.config.rounds + 1, every):
-      trained = [self._train(settings, state, population, jnp.asarray(tasks.training), rounds=every)
+    done = 0
+    for end in sorted({max(1, self.config.rounds // part) for part in _LOOKS}):
+      trained = [self._train(settings, state, population, jnp.asarray(tasks.training), rounds=end - done)
                  for state, (_, tasks), population in zip(states, self.tasks, self.populations)]
-      states, models = zip(*trained)
+      (states, models), done = zip(*trained), end
       yield done, list(models), *self.accuracies(models, settings)
 
   def accuracies(self, models: Sequence[mg.Model], settings: Mapping[str, Any], personalizer: str | None = None
@@ -138,6 +139,8 @@ class Tuner:
 
 # Accuracy that a trial may be below the best that it reaches, for the sake of fewer rounds.
 _TOLERANCE = 0.005
+# A trial is measured after the rounds over each of these.
+_LOOKS = (4, 2, 1)
 
 
 def tune_method(config: ConfigDict, name: str, *, local_steps: int, seeds: Sequence[int], trials: int,
@@ -149,24 +152,31 @@ def tune_method(config: ConfigDict, name: str, *, local_steps: int, seeds: Seque
     name: in `experiments.config.registry.methods()`.
     local_steps: K.
     seeds: populations to tune on.
-    trials: points of the method's search space, one meta-training each per seed.
+    trials: points of the method's search space; a meta-training is begun at each, per seed, and a quarter of them are carried through.
     rates: adaptation rates that each meta-model is measured with.
     report: gets a line per trial.
   """
   method = registry.methods()[name]
   start = time.perf_counter()
   tuner = Tuner(method_config(config, name, local_steps), seeds, rates)
-  trial_records, best = [], None
-  for settings in points(space_of(method, local_steps), trials):
-    looks = list(tuner.trial(settings))
-    reached = [accuracies.max() for _, _, accuracies, _ in looks]
-    rounds, models, accuracies, own = looks[int(np.argmax(np.array(reached) >= max(reached) - _TOLERANCE))]
-    rate = int(accuracies.argmax())
-    trial_records.append({**settings, **own, "adapt_lr": rates[rate], "rounds": rounds, "accuracy": round(float(accuracies[rate]), 4),
-                          "accuracies": {str(done): round(float(value), 4) for (done, *_), value in zip(looks, reached)}})
-    report(f"{config.name} {name} K={local_steps}: {trial_records[-1]} ({time.perf_counter() - start:.0f} s)")
-    if best is None or trial_records[-1]["accuracy"] > best[0]["accuracy"]:
-      best = trial_records[-1], models
+  running = {number: (settings, tuner.trial(settings), []) for number, settings in enumerate(points(space_of(method, local_steps), trials))}
+  found = {}
+  while running:
+    for number, (settings, trial, looks) in list(running.items()):
+      if (look := next(trial, None)) is None:
+        del running[number]
+        continue
+      looks.append(look)
+      reached = [accuracies.max() for _, _, accuracies, _ in looks]
+      rounds, models, accuracies, own = looks[int(np.argmax(np.array(reached) >= max(reached) - _TOLERANCE))]
+      rate = int(accuracies.argmax())
+      found[number] = {**settings, **own, "adapt_lr": rates[rate], "rounds": rounds, "accuracy": round(float(accuracies[rate]), 4),
+                       "accuracies": {str(done): round(float(value), 4) for (done, *_), value in zip(looks, reached)}}, models
+      report(f"{config.name} {name} K={local_steps}: {found[number][0]} ({time.perf_counter() - start:.0f} s)")
+    better = sorted(running, key=lambda number: -max(found[number][0]["accuracies"].values()))
+    running = {number: running[number] for number in sorted(better[:(len(better) + 1) // 2])}
+  trial_records = [found[number][0] for number in sorted(found)]
+  best = max((found[number] for number in sorted(found)), key=lambda one: one[0]["accuracy"])
   settings = {key: value for key, value in best[0].items() if key not in ("accuracy", "accuracies")}
   entry = {"algorithm": method.algorithm, "gated": method.gated, "local_steps": local_steps, "settings": settings,
            "validation_accuracy": best[0]["accuracy"], "meta_trainings": trials * len(seeds),

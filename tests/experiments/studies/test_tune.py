@@ -43,8 +43,8 @@ def test_a_trial_is_a_training_at_these_settings_measured_on_validation_tasks(sm
   c = check_config(small_config)
   tuner = tune.Tuner(c, [7])
   settings = {"local_lr": 0.3}
-  (half, *_), (rounds, models, accuracies, own) = tuner.trial(settings)
-  assert (half, rounds, own) == (4, 8, {})
+  (quarter, *_), (half, *_), (rounds, models, accuracies, own) = tuner.trial(settings)
+  assert (quarter, half, rounds, own) == (2, 4, 8, {})
   # The same by hand: train at these settings, adapt each validation task at one of the rates, test.
   c.seed, c.local_lr, c.adapt_lr = 7, 0.3, tuner.rates[5]
   data = load(c)
@@ -71,20 +71,25 @@ def test_a_trial_is_a_training_at_these_settings_measured_on_validation_tasks(sm
 
 def test_every_method_gets_the_same_budget(small_config):
   names = ["fedavg", "per_fedavg", "metagater_ungated"]
-  entries = [tune.tune_method(small_config, name, local_steps=1, seeds=[7], trials=2, rates=tune.adaptation_rates(4),
+  entries = [tune.tune_method(small_config, name, local_steps=1, seeds=[7], trials=5, rates=tune.adaptation_rates(4),
                               report=lambda line: None)[0] for name in names]
   assert [entry["algorithm"] for entry in entries] == ["fedavg", "per_fedavg", "metagater"]
   assert {(e["meta_trainings"], e["adaptation_rates"], e["rounds"], e["validation_tasks"]) for e in entries} == {
-      (2, 4, 8, 3)}
+      (5, 4, 8, 3)}
   for name, entry in zip(names, entries):
-    assert len(entry["trials"]) == 2
+    assert len(entry["trials"]) == 5
     best = max(entry["trials"], key=lambda trial: trial["accuracy"])
     assert entry["validation_accuracy"] == best["accuracy"]
     assert entry["settings"] == {key: value for key, value in best.items() if key not in ("accuracy", "accuracies")}
     for trial in entry["trials"]:  # the first look that is within half a point of the best
       looks = {int(rounds): accuracy for rounds, accuracy in trial["accuracies"].items()}
-      assert list(looks) == [4, 8] and trial["accuracy"] == looks[trial["rounds"]]
+      assert list(looks) == [2, 4, 8][:len(looks)] and trial["accuracy"] == looks[trial["rounds"]]
       assert trial["rounds"] == next(rounds for rounds, accuracy in looks.items() if accuracy >= max(looks.values()) - 0.005)
+    for part, going_on in ((2, 3), (4, 2)):  # after each look the better half
+      at = {number: max(accuracy for rounds, accuracy in trial["accuracies"].items() if int(rounds) <= part)
+            for number, trial in enumerate(entry["trials"]) if str(part) in trial["accuracies"]}
+      on = {number for number in at if str(2 * part) in entry["trials"][number]["accuracies"]}
+      assert len(on) == going_on and min(at[number] for number in on) >= max(at[number] for number in at if number not in on)
     for name, (low, high) in registry.methods()[name].space.items():
       assert all(0.99 * low <= trial[name] <= 1.01 * high for trial in entry["trials"])
 
@@ -124,7 +129,7 @@ def test_committed_settings_are_of_equal_budget():
       budgets = {(e["meta_trainings"], e["adaptation_rates"], e["rounds"], e["validation_tasks"], tuple(e["seeds"]))
                  for e in methods if e["local_steps"] == steps}
       assert len(budgets) == 1, (path.name, steps, budgets)
-      assert not {*range(1, 6), *range(11, 16), *range(21, 31)} & {seed for budget in budgets for seed in budget[-1]}  # the seeds of the tables
+      assert not {*range(1, 6), *range(11, 16), *range(21, 41)} & {seed for budget in budgets for seed in budget[-1]}  # the seeds of the tables
 
 
 @pytest.mark.parametrize("arguments, message", [
