@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--tables", type=words, default=list(TABLES), help=f"{', '.join(TABLES)}, or gates (what a gate is worth), separated by "
                       "commas; default: all but that")
   parser.add_argument("--protocols", type=words, help="only the rows of these protocols, cifar10 for instance")
-  parser.add_argument("--seeds", default="21-30", help="3, 1-3 or 1,4-6; default: 21-30, those of the recorded reports")
+  parser.add_argument("--seeds", default="31-40", help="3, 1-3 or 1,4-6; default: 31-40, those of the recorded reports")
   parser.add_argument("--rounds", type=int, help="of every run; default: what the protocols' configs say")
   parser.add_argument("--workdir", default="runs/tables", help="where runs are recorded and the report goes")
   parser.add_argument("--data_dir", help="where the data is; default: TFDS's own directory")

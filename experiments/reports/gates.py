@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.config import registry
 from experiments.reports.figures import pyplot
 from experiments.reports.markdown import table
 from experiments.reports.statistics import holm, paired_difference
@@ -34,6 +35,8 @@ _OWN = "own"  # the sparsity that gate and penalty lead to
 def write(workdir: Path, protocols: Sequence[str], seeds: Sequence[int], configs: Mapping[Any, Any]) -> dict[str, Any]:
   """Reads the records of a workdir and writes gates.json, gates.md and gates.png beside them."""
   content = {"protocols": {protocol: {"rounds": {row.method: config.rounds for row, config in configs.items() if row.protocol == protocol},
+                                      "settings": {row.method: _settings(row.method, config) for row, config in configs.items()
+                                                   if row.protocol == protocol},
                                       "layers": next(list(config.gated_layers) for row, config in configs.items() if row.protocol == protocol),
                                       "runs": _runs(workdir, protocol, seeds)} for protocol in protocols}}
   write_json(workdir / "gates.json", content)
@@ -43,14 +46,22 @@ def write(workdir: Path, protocols: Sequence[str], seeds: Sequence[int], configs
 
 
 def merge(held: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-  """Two contents as one: protocols and seeds of both; where both have a protocol with other rounds, the new one's alone."""
+  """Two contents as one: protocols and seeds of both; where both have a protocol with other rounds or settings, the new
+  one's alone."""
   protocols = dict(held["protocols"])
   for protocol, own in new["protocols"].items():
     old = protocols.get(protocol)
-    if old and (old["rounds"], old["layers"]) == (own["rounds"], own["layers"]):
+    if old and all(old.get(name) == own[name] for name in ("rounds", "settings", "layers")):
       own = own | {"runs": {name: old["runs"].get(name, {}) | runs for name, runs in own["runs"].items()}}
     protocols[protocol] = own
   return {"protocols": protocols}
+
+
+def _settings(method, config):
+  """What was tuned for a method, by which runs of one kind are told from those of another."""
+  known = registry.methods()[method]
+  names = {*known.space, "adapt_lr"} | ({"gate_adapt_lr"} if known.gated else set())
+  return {name: getattr(config, name) for name in sorted(names)}
 
 
 def _runs(workdir, protocol, seeds):

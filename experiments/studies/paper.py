@@ -44,7 +44,7 @@ def folder_of(workdir: Path, row: Row, seed: int) -> Path:
   return workdir / f"{row.protocol}-{row.method}-k{row.local_steps}" / f"seed-{seed}"
 
 
-def reproduce(workdir: str | Path, *, tables: Sequence[str] = tuple(TABLES), seeds: Sequence[int] = tuple(range(21, 31)),
+def reproduce(workdir: str | Path, *, tables: Sequence[str] = tuple(TABLES), seeds: Sequence[int] = tuple(range(31, 41)),
               rounds: int | None = None, data_dir: str | None = None, protocols: Sequence[str] | None = None,
               datasets: Mapping[str, Dataset] | None = None, log=print) -> dict[str, Any]:
   """Runs what is not yet recorded, and writes the report.
