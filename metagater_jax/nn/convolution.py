@@ -6,11 +6,35 @@ matrix products under either. Pooling is reshape and reduce, because the gradien
 select-and-scatter.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["average_pool", "conv_as_matmul", "in_blocks", "max_pool"]
+__all__ = ["average_pool", "conv_as_matmul", "in_blocks", "max_pool", "native_operators"]
+
+_NATIVE = contextvars.ContextVar("native operators", default=False)
+
+
+@contextlib.contextmanager
+def native_operators() -> Iterator[None]:
+  """What is traced in here has convolutions and poolings as one operator each, as runtimes on devices want them (`deploy`), instead of products
+  and selections. Trace inside of it: a function that is compiled already stays as it is.
+
+  >>> import jax, jax.numpy as jnp
+  >>> with native_operators():
+  ...   program = str(jax.make_jaxpr(lambda x: max_pool(x))(jnp.ones((1, 4, 4, 1))))
+  >>> "reduce_window_max" in program
+  True
+  """
+  token = _NATIVE.set(True)
+  try:
+    yield
+  finally:
+    _NATIVE.reset(token)
 
 # Floats of a block's patches and results that stay in a core's cache of 1-2 MB beside what else is there.
 _BLOCK = 400_000
@@ -37,7 +61,7 @@ def conv_as_matmul(inputs, kernel, window_strides, padding, lhs_dilation=None, r
   """
   strides, dilation = tuple(window_strides), tuple(rhs_dilation or (1, 1))
   plain = (inputs.ndim == 4 and feature_group_count == batch_group_count == 1
-           and tuple(lhs_dilation or (1, 1)) == (1, 1)
+           and tuple(lhs_dilation or (1, 1)) == (1, 1) and not _NATIVE.get()
            and (dimension_numbers is None or _is_nhwc(dimension_numbers, inputs, kernel)))
   if not plain:
     return lax.conv_general_dilated(
@@ -82,7 +106,7 @@ def in_blocks(function, images: jax.Array, floats_per_image: int):
   """
   count = images.shape[0]
   together = max(d for d in range(1, count + 1) if count % d == 0 and (d == 1 or d * floats_per_image <= _BLOCK))
-  if together == count or jax.default_backend() != "cpu":
+  if together == count or jax.default_backend() != "cpu" or _NATIVE.get():
     return function(images)
   sums, rows = lax.map(jax.checkpoint(function), images.reshape(count // together, together, *images.shape[1:]))
   return jax.tree.map(lambda x: x.sum(0), sums), jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), rows)
@@ -103,6 +127,8 @@ def max_pool(features: jax.Array, window: int | tuple[int, int] = 2) -> jax.Arra
   Raises:
     ValueError: a window larger than the features.
   """
+  if _NATIVE.get():
+    return _pooled(features, window, -jnp.inf, lax.max)
   return _fold_max(_fold_max(_windows(features, window), 2), 4)[:, :, 0, :, 0]
 
 
@@ -128,7 +154,16 @@ def average_pool(features: jax.Array, window: int | tuple[int, int] = 2) -> jax.
   Raises:
     ValueError: a window larger than the features.
   """
+  if _NATIVE.get():
+    high, wide = (window, window) if isinstance(window, int) else window
+    return _pooled(features, window, 0.0, lax.add) / (high * wide)
   return _windows(features, window).mean(axis=(2, 4))
+
+
+def _pooled(features, window, start, fold):
+  _windows(features, window)  # the same refusals
+  shape = (1, *((window, window) if isinstance(window, int) else window), 1)
+  return lax.reduce_window(features, jnp.asarray(start, features.dtype), fold, shape, shape, "VALID")
 
 
 def _windows(features, window):

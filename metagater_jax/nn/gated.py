@@ -58,6 +58,7 @@ class GatedNetwork:
     noise: scale of the logistic noise of training masks; 1 is the binary Gumbel-softmax sample, 0 trains with the masks of inference.
     dropped_layers, dropout: channel dropout, as the noise of an untrained gate is: in training each channel of these layers' outputs is 0 with
       probability `dropout`, by image, and what is left is divided by 1 − dropout. Needs no parameters, and may stand beside gates.
+    absent: (layer, channels) where channels that a gate's layer reads were cut out, see `ChannelGate`.
     compute_dtype: what the backbone computes in, forward and backward. Parameters and gradients stay as they are, float32, and
       so do gates, whose thresholds rounding would move, and logits.
 
@@ -80,6 +81,7 @@ class GatedNetwork:
   noise: float = 1.0
   dropped_layers: tuple[str, ...] = ()
   dropout: float = 0.0
+  absent: tuple[tuple[str, int], ...] = ()
   compute_dtype: str = "float32"
 
   def init(self, key: jax.Array, image_shape: Sequence[int]) -> Params:
@@ -117,7 +119,7 @@ class GatedNetwork:
                          f"{', '.join(shapes)}.")
     for i, layer in enumerate(self.gated_layers):
       inputs, outputs = shapes[layer]
-      gate[layer] = self._gate(outputs[-1]).init(jax.random.fold_in(gate_key, i), jnp.zeros(inputs))["params"]
+      gate[layer] = self._gate(layer, outputs[-1]).init(jax.random.fold_in(gate_key, i), jnp.zeros(inputs))["params"]
     return {"backbone": backbone, "gate": gate}
 
   def apply(self, params: Params, images: jax.Array, key: jax.Array | None = None
@@ -171,7 +173,7 @@ class GatedNetwork:
         out = drop_entries(out, self.dropout, own, broadcast_dims=range(1, out.ndim - 1))
       if layer not in self.gated_layers:
         return out
-      clean = log_odds = self._gate(out.shape[-1]).apply({"params": params["gate"][layer]}, _at_least_float32(args[0]))
+      clean = log_odds = self._gate(layer, out.shape[-1]).apply({"params": params["gate"][layer]}, _at_least_float32(args[0]))
       if keys is not None and self.temperature is not None:
         log_odds = log_odds + self.noise * _noise(keys, self.gated_layers.index(layer), log_odds)
       mask = binarize(log_odds, self.temperature)
@@ -208,8 +210,8 @@ class GatedNetwork:
     """Whether the backbone says that a task is so little work for a CPU that loops cost more than they save (its attribute `small`)."""
     return getattr(self.backbone, "small", False)
 
-  def _gate(self, channels):
-    return ChannelGate(channels, self.hidden, self.initial_log_odds, self.logit_scale, self.normalize)
+  def _gate(self, layer, channels):
+    return ChannelGate(channels, self.hidden, self.initial_log_odds, self.logit_scale, self.normalize, dict(self.absent).get(layer, 0))
 
 
 def classification_loss(network: GatedNetwork) -> Loss:

@@ -92,6 +92,8 @@ class ChannelGate(nn.Module):
     logit_scale: of W₂ at the start, relative to LeCun's initialization.
     normalize: s over its channels to mean 0 and variance 1, for each input by itself. How large ℓ and its gradient are does then not depend on
       which layer is gated, nor on how far the backbone's features have grown.
+    absent: how many more channels z had that are always 0 and were cut out (`deploy.compact`). Their part in the normalization stays; W₁ has a last
+      row for all of them, the sum of theirs.
   """
 
   channels: int
@@ -99,22 +101,28 @@ class ChannelGate(nn.Module):
   initial_log_odds: float = 0.5
   logit_scale: float = 1.0
   normalize: bool = True
+  absent: int = 0
 
   @nn.compact
   def __call__(self, features: jax.Array) -> jax.Array:
     """Features z of shape (batch, …, C_in) to log-odds ℓ of shape (batch, C_out)."""
     # Four plain parameters instead of two Dense layers: their names are those of the equation, and a gate that runs
     # inside another module's call brings no submodules of its own that could be mistaken for the backbone's.
-    inputs = features.shape[-1]
+    inputs = features.shape[-1] + (self.absent > 0)
     lecun = nn.initializers.lecun_normal()
     w1 = self.param("W1", nn.initializers.he_normal(), (inputs, self.hidden))
     b1 = self.param("b1", nn.initializers.zeros, (self.hidden,))
     w2 = self.param("W2", lambda *args: self.logit_scale * lecun(*args), (self.hidden, self.channels))
     b2 = self.param("b2", nn.initializers.constant(self.initial_log_odds), (self.channels,))
     pooled = features.mean(axis=tuple(range(1, features.ndim - 1)))
+    mean = lambda x: x.mean(-1, keepdims=True)
+    if self.absent:
+      pooled = jnp.pad(pooled, ((0, 0), (0, 1)))
+      share = jnp.asarray([1] * (inputs - 1) + [self.absent], pooled.dtype) / (inputs - 1 + self.absent)
+      mean = lambda x: (x * share).sum(-1, keepdims=True)
     if self.normalize:
-      pooled = pooled - pooled.mean(-1, keepdims=True)
-      pooled = pooled * jax.lax.rsqrt(jnp.square(pooled).mean(-1, keepdims=True) + 1e-6)
+      pooled = pooled - mean(pooled)
+      pooled = pooled * jax.lax.rsqrt(mean(jnp.square(pooled)) + 1e-6)
     return jax.nn.relu(pooled @ w1 + b1) @ w2 + b2
 
 
