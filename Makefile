@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test slow-test clean
 
-.venv/ready: requirements.txt requirements-core.txt requirements-experiments.txt requirements-test.txt setup.cfg pyproject.toml
+.venv/ready: requirements.txt requirements-core.txt requirements-experiments.txt requirements-deploy.txt requirements-test.txt setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version}")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .

@@ -8,6 +8,7 @@ Pure functions of pytrees; everything works under jit, vmap and grad. What most 
 * `personalize`: how a target task adapts a meta-model;
 * `pruning`: scores, masks, schedules, the optax wrapper that prunes while training;
 * `fewshot`: episodes and meta-learners;
+* `deploy`: adapted networks without what they do not use, and as files for devices;
 * `data`: partitions and arrays of many tasks (data sets on disk: `metagater_jax.data.datasets`, which nothing in here imports);
 * `core`: what all of these stand on.
 
@@ -15,7 +16,7 @@ Arguments come in one order: first what a function computes with (network, loss,
 the parameters, model or state; then data, key and mask; options are keywords.
 """
 
-from metagater_jax import core, data, federated, fewshot, nn, optim, personalize, pruning
+from metagater_jax import core, data, deploy, federated, fewshot, nn, optim, personalize, pruning
 from metagater_jax.core import Model
 from metagater_jax.data import make_population, partition_by_label
 from metagater_jax.federated import fedavg, federated_init, metagater, per_fedavg, run_rounds
@@ -26,6 +27,6 @@ from metagater_jax.personalize import evaluate_targets, evaluate_task, fine_tune
 from metagater_jax.pruning import gradual_pruning, make_mask
 
 __all__ = ["MLP", "ChannelGate", "ConvNet4", "GatedNetwork", "Model", "accelerated_proximal", "accelerated_proximal_eval_params", "binarize",
-           "classification_loss", "core", "data", "evaluate_targets", "evaluate_task", "fedavg", "federated", "federated_init", "fewshot",
+           "classification_loss", "core", "data", "deploy", "evaluate_targets", "evaluate_task", "fedavg", "federated", "federated_init", "fewshot",
            "fine_tune", "gate_groups", "gradual_pruning", "group_lasso", "l1", "make_mask", "make_population", "maml", "metagater", "metasnip",
            "nn", "on_part", "optim", "partition_by_label", "per_fedavg", "personalize", "pruning", "run_rounds", "two_stage"]

@@ -78,9 +78,12 @@ def base_config() -> ConfigDict:
   config.adapt_lr = placeholder(float)
   config.gate_adapt_lr = placeholder(float)
   config.adapt_steps = 1
+  config.gate_adapt_steps = placeholder(int)  # of stage I; None: adapt_steps
   # Mean fraction of gated channels that adapted tasks have off, reached as sparsity_by says; None: what gate and penalty learned. Of MetaSNIP and
   # others that prune, the fraction that they remove.
   config.target_sparsity = placeholder(float)
+  # How many channels every task keeps of each gated layer, as counts or fractions: "conv2=32,conv3=0.25". In the place of target_sparsity.
+  config.keep = placeholder(str)
   # A finished run of the same tasks: each target gets the sparsity that it reached there, in the place of target_sparsity.
   config.sparsity_of = placeholder(str)
   config.calibration_tasks = 20  # at most so many tasks set the threshold for it: validation or, if none, training tasks
@@ -216,7 +219,7 @@ def check_dataset(config: ConfigDict, dataset: Dataset) -> None:
 
 def _check_network(config, classes, image_shape):
   usual = config.personalizer == registry.default_personalizer(config.algorithm, config.gated)  # which can follow it
-  fields.check_network(config, registry.make_network(config, classes), image_shape, personalized=not usual)
+  fields.check_network(config, registry.make_network(config, classes), image_shape, personalized=not usual or bool(config.keep))
 
 
 def _check_task_axis(config):

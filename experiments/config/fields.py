@@ -159,8 +159,11 @@ def check_personalizer(config: ConfigDict, gated: bool) -> None:
     others = [name for name, other in registry.PERSONALIZERS.items() if not other.needs_gates]
     raise ConfigError(f"personalizer '{config.personalizer}' adapts gates, but this model has none; use {' or '.join(others)}, or a model "
                       "with gates (gated_layers; gated=True).")
-  if row.prunes and config.target_sparsity is None and getattr(config, "sparsity_of", None) is None:
+  keep = getattr(config, "keep", None)
+  if row.prunes and config.target_sparsity is None and getattr(config, "sparsity_of", None) is None and not keep:
     raise ConfigError(f"personalizer '{config.personalizer}' prunes to target_sparsity, which is None; give a number in [0, 1).")
+  if keep and config.target_sparsity is not None:
+    raise ConfigError(f"keep is '{keep}' and target_sparsity {config.target_sparsity}: say one of them.")
 
 
 def check_network(config: ConfigDict, network: mg.GatedNetwork, image_shape: Sequence[int], personalized: bool = True) -> None:

@@ -193,20 +193,52 @@ _RANDOM = mg.pruning.Score(lambda params, mean, key: mean, _random_score)
 
 def _metasnip(granularity: str, score: Callable[[mg.data.Loss], mg.pruning.Score] | None = None, scope: str = "global") -> Callable:
   def make(c, loss, network):
-    del network
     # All kernels by weight, as SNIP does; by channel the layers that a gate could switch, so that it is compared on what the gate decides about.
     layers = tuple(f"backbone/{layer}/kernel" for layer in c.gated_layers)
     prunable = mg.pruning.is_kernel if granularity == "weight" else lambda name, leaf: name in layers
-    return mg.metasnip(loss, sparsity=0.0 if c.target_sparsity is None else c.target_sparsity, granularity=granularity, prunable=prunable,
-                       scope=scope, score=None if score is None else score(loss), **_adaptation(c))
+    sparsity, counts = 0.0 if c.target_sparsity is None else c.target_sparsity, kept_counts(c, network)
+    if counts is not None:
+      if granularity != "channel":
+        raise ValueError("keep is how many channels are kept, and this personalizer removes single weights; use target_sparsity, or one by channel.")
+      sparsity = {f"backbone/{layer}/kernel": 1 - count / _outputs(network, c)[layer] for layer, count in counts.items()}
+    return mg.metasnip(loss, sparsity=sparsity, granularity=granularity, prunable=prunable, scope="layer" if counts else scope, score=None if score is None else score(loss), **_adaptation(c))
   return make
+
+
+def kept_counts(config: ConfigDict, network: mg.GatedNetwork) -> dict[str, int] | None:
+  """How many channels a task keeps of each gated layer, from `config.keep`: "conv2=32,conv3=0.25". Fractions are rounded to a multiple of 8, which
+  runtimes on devices want; whole numbers are taken as they are. None: nothing is said."""
+  text = getattr(config, "keep", None)
+  if not text:
+    return None
+  widths, found = _outputs(network, config), {}
+  for part in str(text).split(","):
+    layer, _, value = (word.strip() for word in part.partition("="))
+    if layer not in config.gated_layers:
+      raise ValueError(f"keep names '{layer}', which is none of the gated_layers {', '.join(config.gated_layers)}.")
+    try:
+      count = max(8, 8 * round(widths[layer] * float(value) / 8)) if "." in value else int(value)
+    except ValueError:
+      raise ValueError(f"keep must be like 'conv2=32,conv3=0.25', got '{part.strip()}'.") from None
+    if not 1 <= count <= widths[layer]:
+      raise ValueError(f"keep: {layer} has {widths[layer]} channels, so from 1 to {widths[layer]} of them can be kept, got {value}.")
+    found[layer] = count
+  if missing := [layer for layer in config.gated_layers if layer not in found]:
+    raise ValueError(f"keep says nothing of {', '.join(missing)}; name every gated layer.")
+  return found
+
+
+def _outputs(network, config):
+  shape = DATASETS[config.dataset].image_shape if config.dataset in DATASETS else ANY_IMAGE
+  return {gate: layer.outputs for layer in network.layers(shape) for gate in layer.modules}
 
 
 PERSONALIZERS: dict[str, PersonalizerRow] = {
     "fine_tune": PersonalizerRow(lambda c, loss, network: mg.fine_tune(loss, **_adaptation(c)), "fine-tuning", {"adapt_lr": 0.05}),
     "two_stage": PersonalizerRow(
         lambda c, loss, network: mg.two_stage(
-            loss, gate_lr=c.gate_adapt_lr, target_sparsity=c.target_sparsity, sparsity_by=c.sparsity_by, frozen=c.gate_frozen, network=network,
+            loss, gate_lr=c.gate_adapt_lr, target_sparsity=c.target_sparsity, sparsity_by=c.sparsity_by, keep=kept_counts(c, network),
+            frozen=c.gate_frozen, network=network, gate_steps=getattr(c, "gate_adapt_steps", None),
             gate_loss=_loss(c, dataclasses.replace(network, temperature=c.gate_adapt_temperature or None)),
             task_axis=evaluation_axis(c, network), **_adaptation(c)), "two stages", {"adapt_lr": 0.05, "gate_adapt_lr": 10.0}, needs_gates=True,
         grid=("gate_adapt_lr", (1.0, 10.0, 100.0))),

@@ -8,21 +8,29 @@ select-and-scatter.
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 __all__ = ["average_pool", "conv_as_matmul", "in_blocks", "max_pool", "native_operators"]
 
-_NATIVE = contextvars.ContextVar("native operators", default=False)
+_NATIVE = contextvars.ContextVar("native operators", default=frozenset())
 
 
 @contextlib.contextmanager
-def native_operators() -> Iterator[None]:
+def native_operators(pooling: bool = True) -> Iterator[None]:
   """What is traced in here has convolutions and poolings as one operator each, as runtimes on devices want them (`deploy`), instead of products
   and selections. Trace inside of it: a function that is compiled already stays as it is.
+
+  Args:
+    pooling: poolings, too; not where gradients are taken through a maximum and a runtime has no operator for them.
+
+  Returns:
+    A context manager.
 
   >>> import jax, jax.numpy as jnp
   >>> with native_operators():
@@ -30,7 +38,7 @@ def native_operators() -> Iterator[None]:
   >>> "reduce_window_max" in program
   True
   """
-  token = _NATIVE.set(True)
+  token = _NATIVE.set(frozenset({"convolution", "pooling"} if pooling else {"convolution"}))
   try:
     yield
   finally:
@@ -61,7 +69,7 @@ def conv_as_matmul(inputs, kernel, window_strides, padding, lhs_dilation=None, r
   """
   strides, dilation = tuple(window_strides), tuple(rhs_dilation or (1, 1))
   plain = (inputs.ndim == 4 and feature_group_count == batch_group_count == 1
-           and tuple(lhs_dilation or (1, 1)) == (1, 1) and not _NATIVE.get()
+           and tuple(lhs_dilation or (1, 1)) == (1, 1) and "convolution" not in _NATIVE.get()
            and (dimension_numbers is None or _is_nhwc(dimension_numbers, inputs, kernel)))
   if not plain:
     return lax.conv_general_dilated(
@@ -105,8 +113,10 @@ def in_blocks(function, images: jax.Array, floats_per_image: int):
       it is a divisor of the batch.
   """
   count = images.shape[0]
+  if jax.default_backend() != "cpu" or _NATIVE.get():
+    return function(images)
   together = max(d for d in range(1, count + 1) if count % d == 0 and (d == 1 or d * floats_per_image <= _BLOCK))
-  if together == count or jax.default_backend() != "cpu" or _NATIVE.get():
+  if together == count:
     return function(images)
   sums, rows = lax.map(jax.checkpoint(function), images.reshape(count // together, together, *images.shape[1:]))
   return jax.tree.map(lambda x: x.sum(0), sums), jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), rows)
@@ -127,7 +137,7 @@ def max_pool(features: jax.Array, window: int | tuple[int, int] = 2) -> jax.Arra
   Raises:
     ValueError: a window larger than the features.
   """
-  if _NATIVE.get():
+  if "pooling" in _NATIVE.get():
     return _pooled(features, window, -jnp.inf, lax.max)
   return _fold_max(_fold_max(_windows(features, window), 2), 4)[:, :, 0, :, 0]
 
@@ -154,24 +164,28 @@ def average_pool(features: jax.Array, window: int | tuple[int, int] = 2) -> jax.
   Raises:
     ValueError: a window larger than the features.
   """
-  if _NATIVE.get():
-    high, wide = (window, window) if isinstance(window, int) else window
-    return _pooled(features, window, 0.0, lax.add) / (high * wide)
+  if "pooling" in _NATIVE.get():
+    return _pooled(features, window, 0.0, lax.add) / math.prod(_window_of(features, window))
   return _windows(features, window).mean(axis=(2, 4))
 
 
 def _pooled(features, window, start, fold):
-  _windows(features, window)  # the same refusals
-  shape = (1, *((window, window) if isinstance(window, int) else window), 1)
-  return lax.reduce_window(features, jnp.asarray(start, features.dtype), fold, shape, shape, "VALID")
+  shape = (1, *_window_of(features, window), 1)
+  return lax.reduce_window(features, np.asarray(start, features.dtype), fold, shape, shape, "VALID")
 
 
 def _windows(features, window):
   batch, height, width, channels = features.shape
-  high, wide = (window, window) if isinstance(window, int) else window
+  high, wide = _window_of(features, window)
   rows, columns = height // high, width // wide
-  if rows == 0 or columns == 0:
-    raise ValueError(f"pooling: a {high}×{wide} window does not fit into {height}×{width} features; the images are too "
-                     "small for this network.")
   features = features[:, :rows * high, :columns * wide]
   return features.reshape(batch, rows, high, columns, wide, channels)
+
+
+def _window_of(features, window):
+  _, height, width, _ = features.shape
+  high, wide = (window, window) if isinstance(window, int) else window
+  if height < high or width < wide:
+    raise ValueError(f"pooling: a {high}×{wide} window does not fit into {height}×{width} features; the images are too "
+                     "small for this network.")
+  return high, wide

@@ -26,8 +26,8 @@ SPARSITY_BY = ("log_odds", "group_norm", "budget")
 _group_lasso = group_lasso(gate_groups)
 
 
-def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int = 1, target_sparsity: float | None = None,
-              sparsity_by: str = "log_odds", frozen: bool = False, network: GatedNetwork | None = None, gate_loss: Loss | None = None,
+def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int = 1, gate_steps: int | None = None, target_sparsity: float | None = None,
+              sparsity_by: str = "log_odds", keep: Mapping[str, int] | None = None, frozen: bool = False, network: GatedNetwork | None = None, gate_loss: Loss | None = None,
               chunk: int = 64, task_axis: str | int = "auto") -> Personalizer:
   """MetaGater's adaptation: stage I `adapt_gate`, stage II `adapt_backbone`, from the meta-model to the model of a target task.
 
@@ -35,6 +35,7 @@ def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int
     loss: L_i, `(params, batch, key) -> scalar`, on parameters with the parts "backbone" and "gate"; the key is None here.
     gate_lr, lr: η_φ and η_θ.
     steps: of each stage.
+    gate_steps: of stage I, where they are other than those of stage II.
     target_sparsity: mean sparsity that adapted tasks shall have. None is the paper's way: the meta-gate, sparse by its penalty, and the gradient
       step alone decide.
     sparsity_by: how it is reached, between the stages.
@@ -44,8 +45,9 @@ def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int
       finds κ.
       "budget": every task keeps the same number of channels of each layer, those of the highest mean log-odds on its data, always on. A device
       that has room for so many needs no calibration.
+    keep: how many channels a task keeps, always on, by gated layer, in the place of `target_sparsity`: a budget for each layer.
     frozen: what stage I leads to is fixed for the task: a channel is always on if it is on for at least half of the train data, or else always off.
-    network: whose gates these are; needed for `target_sparsity` and `frozen`.
+    network: whose gates these are; needed for `target_sparsity`, `keep` and `frozen`.
     gate_loss: L_i in stage I; None: `loss`. The same loss of a network with another gradient through the threshold, say: with `temperature=None`,
       plain straight-through, a step also moves channels that the meta-gate is sure of, for which the soft gate's gradient vanishes. Where the
       meta-gate has learned much that is more harm than help.
@@ -60,7 +62,11 @@ def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int
       from `adapt` and `calibrate`, a model without gates.
   """
   check_positive(gate_lr=gate_lr, lr=lr)
-  check_counts(steps=steps, chunk=chunk)
+  gate_steps = steps if gate_steps is None else gate_steps
+  check_counts(steps=steps, gate_steps=gate_steps, chunk=chunk)
+  if keep is not None and (target_sparsity is not None or network is None or set(keep) != set(network.gated_layers)):
+    raise ValueError("two_stage: keep says how many channels each gated layer has, in the place of target_sparsity, and needs the network; got "
+                     f"keep={dict(keep)}, target_sparsity={target_sparsity}, gated layers {None if network is None else network.gated_layers}.")
   check_one_of("sparsity_by", sparsity_by, SPARSITY_BY)
   if target_sparsity is not None and (network is None or not (isinstance(target_sparsity, jax.core.Tracer) or 0 <= target_sparsity < 1)):
     raise ValueError("two_stage: target_sparsity must lie in [0, 1) and needs the network, got "
@@ -75,23 +81,23 @@ def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int
     if not calibrated:
       return None
     own = masked_loss(gate_loss, model.mask)
-    stage_one = lambda params, data: adapt_gate(own, params, data, lr=gate_lr, steps=steps, chunk=chunk)
+    stage_one = lambda params, data: adapt_gate(own, params, data, lr=gate_lr, steps=gate_steps, chunk=chunk)
     return calibrate_threshold(network, model.params, stage_one, population.train, tasks, target_sparsity, samples=chunk, task_axis=task_axis,
                                share=share, axis_name=axis_name)
 
   def adapt(model, data, calibration=None):
     _check_gates(model.params)
     own = masked_loss(loss, model.mask)
-    params = adapt_gate(masked_loss(gate_loss, model.mask), model.params, data, lr=gate_lr, steps=steps,
+    params = adapt_gate(masked_loss(gate_loss, model.mask), model.params, data, lr=gate_lr, steps=gate_steps,
                         threshold=0.0 if calibration is None or not calibrated else calibration, chunk=chunk)
-    by, free = None if target_sparsity is None else sparsity_by, params["gate"]
+    by, free = "budget" if keep is not None else None if target_sparsity is None else sparsity_by, params["gate"]
 
     def at_the_quantile(params):
       shift = log_odds_quantile(network, {**params, "gate": free}, data, target_sparsity, frozen=frozen)
       return {**params, "gate": shift_gate(free, shift)}
 
     if by == "budget":
-      params = {**params, "gate": keep_channels(network, params, data, target_sparsity, chunk=chunk)}
+      params = {**params, "gate": keep_channels(network, params, data, target_sparsity if keep is None else keep, chunk=chunk)}
     elif by == "log_odds":
       params = at_the_quantile(params)
     if frozen and by != "budget":
@@ -249,14 +255,15 @@ def freeze_gate(network: GatedNetwork, params: Params, data: TaskData | Batch, *
   return constant_gate(params["gate"], {layer: rate >= 0.5 for layer, rate in on_rate.items()})
 
 
-def keep_channels(network: GatedNetwork, params: Params, data: TaskData | Batch, sparsity: float | jax.Array, *, chunk: int = 64) -> Params:
+def keep_channels(network: GatedNetwork, params: Params, data: TaskData | Batch, sparsity: float | jax.Array | Mapping[str, int], *,
+                  chunk: int = 64) -> Params:
   """Gates that keep, for every input, a fixed number of channels of each layer: those of the highest mean log-odds on a task's data.
 
   Args:
     network: whose gates these are.
     params: with the task's own gate.
     data: the task's train data.
-    sparsity: fraction of each layer's channels that are off; at least one is kept.
+    sparsity: fraction of each layer's channels that are off, at least one is kept; or how many are kept, by layer.
     chunk: samples at a time.
 
   Returns:
@@ -264,10 +271,10 @@ def keep_channels(network: GatedNetwork, params: Params, data: TaskData | Batch,
   """
   log_odds = mean_over_task(lambda batch: network.outputs(params, batch.images).log_odds, data, chunk)
 
-  def highest(values):
-    kept = jnp.maximum(jnp.round((1 - sparsity) * values.shape[0]), 1)
+  def highest(layer, values):
+    kept = sparsity[layer] if isinstance(sparsity, Mapping) else jnp.maximum(jnp.round((1 - sparsity) * values.shape[0]), 1)
     return jnp.argsort(jnp.argsort(-values)) < kept
-  return constant_gate(params["gate"], jax.tree.map(highest, log_odds))
+  return constant_gate(params["gate"], {layer: highest(layer, values) for layer, values in log_odds.items()})
 
 
 def log_odds_quantile(network: GatedNetwork, params: Params, data: TaskData | Batch, sparsity: float | jax.Array, *, frozen: bool = False,

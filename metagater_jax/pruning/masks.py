@@ -5,7 +5,7 @@ Parameters are any pytree, and a leaf's output channels are its last axis, as in
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -37,7 +37,7 @@ def is_kernel(name: str, leaf: jax.Array) -> bool:
   return jnp.ndim(leaf) > 1
 
 
-def make_mask(score: Params, sparsity: float | jax.Array, *, scope: str = "global", granularity: str = "weight",
+def make_mask(score: Params, sparsity: float | jax.Array | Mapping[str, float], *, scope: str = "global", granularity: str = "weight",
               prunable: Callable[[str, jax.Array], bool] = is_kernel) -> Params:
   """A mask (0 or 1, in each leaf's shape) that keeps the weights of the highest score.
 
@@ -48,7 +48,7 @@ def make_mask(score: Params, sparsity: float | jax.Array, *, scope: str = "globa
   Args:
     score: non-negative numbers, a pytree like the parameters. What is no number (NaN) ranks nothing: it is refused or, where values are not
       known yet (under `jit`), makes all of the mask NaN, so that a training that goes on with it is seen to fail.
-    sparsity: fraction of the candidates to remove, in [0, 1).
+    sparsity: fraction of the candidates to remove, in [0, 1); with scope "layer" it may be one for each, by name of the leaf.
     scope: "global": the candidates are ranked together; "layer": each leaf by itself.
     granularity: "weight": single weights; "channel": output channels (the last axis) of a leaf by the sum of their
       weights' scores. A channel that goes takes with it its entry in the other leaves of the same module (its bias), so
@@ -71,13 +71,17 @@ def make_mask(score: Params, sparsity: float | jax.Array, *, scope: str = "globa
   >>> make_mask(score, 0.5, granularity="channel")["bias"].tolist()
   [0.0, 1.0]
   """
-  check_sparsity(**{"make_mask: sparsity": sparsity})
+  by_leaf = isinstance(sparsity, Mapping)
+  check_sparsity(**({f"make_mask: sparsity of {name}": value for name, value in sparsity.items()} if by_leaf else {"make_mask: sparsity": sparsity}))
   check_one_of("scope", scope, SCOPES)
   check_one_of("granularity", granularity, GRANULARITIES)
   leaves, structure = named_leaves(score), jax.tree.structure(score)
   candidates = {name: leaf.astype(precision_of(leaf)) for name, leaf in leaves.items() if prunable(name, leaf)}
   if not candidates:
     raise ValueError(f"make_mask: none of the leaves is prunable; there are {', '.join(leaves)}.")
+  if by_leaf and (scope != "layer" or set(sparsity) != set(candidates)):
+    raise ValueError(f"make_mask: a sparsity for each leaf needs scope 'layer' and the names of what is prunable, {', '.join(candidates)}; got scope "
+                     f"'{scope}' and {', '.join(sparsity)}.")
   if granularity == "channel":
     candidates = {path: leaf.reshape(-1, leaf.shape[-1]).sum(0) for path, leaf in candidates.items()}
   unknown = {path: jnp.isnan(leaf).any() for path, leaf in candidates.items()}
@@ -89,14 +93,14 @@ def make_mask(score: Params, sparsity: float | jax.Array, *, scope: str = "globa
   candidates = {path: _spare_best(leaf) for path, leaf in candidates.items()}  # no layer goes as a whole: nothing would pass it
   kept = {}
   for group in groups:
-    kept |= _keep_highest({path: candidates[path] for path in group}, sparsity)
+    kept |= _keep_highest({path: candidates[path] for path in group}, sparsity[group[0]] if by_leaf else sparsity)
   spoilt = jnp.where(jnp.stack(list(unknown.values())).any(), jnp.nan, 1.0)
   kept = {path: (mask * spoilt).astype(leaves[path].dtype) for path, mask in kept.items()}
   masks = _of_weights(kept, leaves) if granularity == "weight" else _of_channels(kept, leaves)
   return jax.tree.unflatten(structure, masks)
 
 
-def prune_further(score: Params, mask: Params, sparsity: float | jax.Array, **options: Any) -> Params:
+def prune_further(score: Params, mask: Params, sparsity: float | jax.Array | Mapping[str, float], **options: Any) -> Params:
   """A mask of more sparsity that keeps nothing of what `mask` has removed, whatever its score; `options` are `make_mask`'s.
 
   Args:

@@ -1,0 +1,145 @@
+"""What a file for a device computes: functions with named inputs and outputs, as the formats want them."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from metagater_jax.core.trees import Model, Params
+from metagater_jax.data.batching import Loss
+from metagater_jax.data.population import Batch
+from metagater_jax.nn.gated import GatedNetwork
+from metagater_jax.personalize.personalizer import Personalizer
+
+__all__ = ["Signature", "adaptation", "device_loss", "inference", "needs"]
+
+
+class Signature(NamedTuple):
+  """A function of arrays with names.
+
+  Attributes:
+    function: takes the inputs in their order, and gives the outputs, a tuple of arrays, in theirs.
+    inputs: shapes and types by name.
+    outputs: names.
+    differentiates: whether the function takes gradients through the network, so that poolings stay in the form whose gradient formats know.
+  """
+
+  function: Callable[..., tuple[jax.Array, ...]]
+  inputs: Mapping[str, jax.ShapeDtypeStruct]
+  outputs: tuple[str, ...]
+  differentiates: bool = False
+
+
+def inference(network: GatedNetwork, params: Params, image_shape: tuple[int, ...], batch: int | Any = 1) -> Signature:
+  """Images to logits, with the parameters inside.
+
+  Args:
+    network: compact or not.
+    params: its parameters.
+    image_shape: of one image, without the batch axis.
+    batch: images at a time; None: any number, where the format can.
+
+  Returns:
+    The signature: "images" to "logits".
+  """
+  size = jax.export.symbolic_shape("batch")[0] if batch is None else batch
+  return Signature(lambda images: (network.apply(params, images)[0],), {"images": jax.ShapeDtypeStruct((size, *image_shape), jnp.float32)}, ("logits",))
+
+
+def adaptation(network: GatedNetwork, personalizer: Callable[[Loss], Personalizer], model: Model, image_shape: tuple[int, ...], *, samples: int,
+               batch: int = 1, serve: Callable[[Params], tuple[GatedNetwork, Params]] | None = None) -> dict[str, Signature]:
+  """A model that adapts where it runs, as three functions: a device calls `initial` for the meta-parameters, `adapt` with them and its own data, and
+  `infer` with what comes out.
+
+  Args:
+    network: the meta-model's.
+    personalizer: makes the adaptation from a loss, as `lambda loss: two_stage(loss, gate_lr=10.0, lr=0.05)`. It must need no calibration.
+    model: the meta-model.
+    image_shape: of one image, without the batch axis.
+    samples: rows of the device's data, all of which each step uses; a row of weight 0 does not count.
+    batch: images that `infer` takes at a time.
+    serve: `adapted parameters -> (network, parameters)` that `infer` runs, where that is a smaller one; None: the network itself. Its
+      parameters are what `adapt` gives.
+
+  Returns:
+    "initial": () to the parameters by name; "adapt": parameters, "images" (samples, …), "labels" (samples,) int32 and "weight" (samples,) to the adapted
+    ones; "infer": adapted parameters and "images" (batch, …) to "logits".
+  """
+  own = personalizer(device_loss(network))
+  serve = serve or (lambda params: (network, params))
+  names, shapes = _flat(model.params)
+  out_network, out = None, None
+
+  def adapted(params, images, labels, weight):
+    found = own.adapt(Model(params, model.mask), Batch(images, labels, weight))
+    nonlocal out_network
+    out_network, small = serve(found.params)
+    return small
+  spec = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
+  data = {"images": spec(samples, *image_shape), "labels": spec(samples, dtype=jnp.int32), "weight": spec(samples)}
+  out = jax.eval_shape(adapted, model.params, *data.values())
+  out_names, out_shapes = _flat(out)
+  served = out_network
+
+  def adapt(*arrays):
+    return tuple(_leaves(adapted(_nested(names, arrays[:len(names)]), *arrays[len(names):])))
+
+  def infer(*arrays):
+    return (served.apply(_nested(out_names, arrays[:-1]), arrays[-1])[0],)
+  return {"initial": Signature(lambda: tuple(_leaves(model.params)), {}, tuple(names)),
+          "adapt": Signature(adapt, {**shapes, **data}, tuple(out_names), differentiates=True),
+          "infer": Signature(infer, {**out_shapes, "images": spec(batch, *image_shape)}, ("logits",))}
+
+
+def device_loss(network: GatedNetwork) -> Loss:
+  """`classification_loss` without gathering and scattering, which runtimes on devices lack: the same mean cross-entropy by a product with one-hot labels.
+
+  Args:
+    network: a `GatedNetwork`.
+
+  Returns:
+    The loss.
+  """
+  def loss(params, batch, key=None):
+    logits, _ = network.apply(params, batch.images, key)
+    losses = -(jax.nn.one_hot(batch.labels, logits.shape[-1]) * jax.nn.log_softmax(logits)).sum(-1)
+    return jnp.sum(losses * batch.weight) / jnp.maximum(batch.weight.sum(), 1)
+  loss.rowwise = network.rowwise
+  return loss
+
+
+def needs(package: str) -> ModuleType:
+  """A package that only exporting needs.
+
+  Args:
+    package: as it is imported.
+
+  Returns:
+    The module.
+
+  Raises:
+    ImportError: if it is missing; the message says how to get it.
+  """
+  try:
+    return importlib.import_module(package)
+  except ImportError as error:
+    raise ImportError(f"{package.partition('.')[0]} is missing, which files for devices need: pip install 'metagater_jax[deploy]', or "
+                      f"-r requirements-deploy.txt ({error})") from error
+
+
+def _flat(params):
+  flat = traverse_util.flatten_dict(params, sep="/")
+  return sorted(flat), {name: jax.ShapeDtypeStruct(flat[name].shape, flat[name].dtype) for name in sorted(flat)}
+
+
+def _leaves(params):
+  flat = traverse_util.flatten_dict(params, sep="/")
+  return [flat[name] for name in sorted(flat)]
+
+
+def _nested(names, arrays):
+  return {"backbone": {}, "gate": {}} | traverse_util.unflatten_dict(dict(zip(names, arrays, strict=True)), sep="/")
