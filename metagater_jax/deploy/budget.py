@@ -12,7 +12,7 @@ from metagater_jax.data.population import Batch, TaskData
 from metagater_jax.deploy.compact import Cutting
 from metagater_jax.nn.gated import GatedNetwork, classification_loss
 from metagater_jax.personalize.fine_tune import gradient_steps
-from metagater_jax.personalize.two_stage import adapt_gate
+from metagater_jax.personalize.two_stage import adapt_gate, highest_first
 
 __all__ = ["BudgetAdaptation", "within_budget"]
 
@@ -65,10 +65,17 @@ def within_budget(network: GatedNetwork, image_shape: tuple[int, ...], keep: Map
   def adapt(params, data):
     params = adapt_gate(loss_of(network), params, data, lr=gate_lr, steps=gate_steps, chunk=chunk)
     log_odds = mean_over_task(lambda batch: network.outputs(params, batch.images).log_odds, data, chunk)
-    index = {cutting.groups[maker[gate]]: jnp.sort(jax.lax.top_k(log_odds[gate], keep[gate])[1])
+    index = {cutting.groups[maker[gate]]: _numbers(highest_first(log_odds[gate]) < keep[gate], keep[gate])
              for gate in network.gated_layers if maker[gate] in cutting.groups}
     small = cutting.take(params, index)
     return {**small, "backbone": gradient_steps(lambda backbone, batch, key: small_loss({**small, "backbone": backbone}, batch, key), small["backbone"],
                                                 data, lr=lr, steps=steps, chunk=chunk)}, index
 
   return BudgetAdaptation(cutting.network, adapt, cutting)
+
+
+def _numbers(kept, count):
+  """The numbers of the `count` entries that are True, in their order; by comparisons and sums, which every runtime has."""
+  numbers = jnp.arange(kept.shape[0])
+  place = (kept[None] & (numbers[None] < numbers[:, None])).sum(1, dtype=jnp.int32)
+  return jnp.where((place[None] == jnp.arange(count)[:, None]) & kept[None], numbers[None], 0).sum(1, dtype=jnp.int32)

@@ -57,21 +57,22 @@ class _Graph:
     self.names: dict[Any, str] = {}
     self.known: dict[str, np.ndarray] = {}  # values of constants by name
 
-  def run(self, program, consts=()):
+  def run(self, program, consts=(), place=""):
     self.names |= {variable: self.constant(np.asarray(value)) for variable, value in zip(program.constvars, consts, strict=True)}
     for equation in program.eqns:
+      here = "/".join(filter(None, [place, str(equation.source_info.name_stack)]))
       inner = next((value for value in equation.params.values() if hasattr(value, "jaxpr") or hasattr(value, "eqns")), None)
       if inner is not None and equation.primitive.name in _CALLS:
         closed = inner if hasattr(inner, "consts") else None
         body = closed.jaxpr if closed else inner
         self.names |= {variable: self.name(atom) for variable, atom in zip(body.invars, equation.invars, strict=True)}
-        self.run(body, closed.consts if closed else ())
+        self.run(body, closed.consts if closed else (), here)
         self.names |= {variable: self.name(atom) for variable, atom in zip(equation.outvars, body.outvars, strict=True)}
       elif equation.primitive.name in _OPERATORS:
         self.names[equation.outvars[0]] = _OPERATORS[equation.primitive.name](self, equation, *map(self.name, equation.invars))
       else:
         raise NotImplementedError(
-            f"to_onnx has no operator for '{equation.primitive.name}', which stands in {str(equation.source_info.name_stack) or 'the function itself'}. "
+            f"to_onnx has no operator for '{equation.primitive.name}', which stands in {here or 'the function itself'}. "
             f"It knows {', '.join(sorted(_OPERATORS))}; the StableHLO and .tflite exports know more.")
 
   def name(self, atom):

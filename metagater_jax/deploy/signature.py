@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from metagater_jax.core.trees import Model, Params
+from metagater_jax.core.trees import Params
 from metagater_jax.data.batching import Loss
 from metagater_jax.data.population import Batch
 from metagater_jax.nn.gated import GatedNetwork
-from metagater_jax.personalize.personalizer import Personalizer
 
 __all__ = ["Signature", "adaptation", "device_loss", "inference", "needs"]
 
@@ -50,49 +49,49 @@ def inference(network: GatedNetwork, params: Params, image_shape: tuple[int, ...
   return Signature(lambda images: (network.apply(params, images)[0],), {"images": jax.ShapeDtypeStruct((size, *image_shape), jnp.float32)}, ("logits",))
 
 
-def adaptation(network: GatedNetwork, personalizer: Callable[[Loss], Personalizer], model: Model, image_shape: tuple[int, ...], *, samples: int,
-               batch: int = 1, serve: Callable[[Params], tuple[GatedNetwork, Params]] | None = None) -> dict[str, Signature]:
+def adaptation(network: GatedNetwork, adapt: Callable[[Params, Batch], Params], params: Params, image_shape: tuple[int, ...], *, samples: int,
+               batch: int = 1, served: GatedNetwork | None = None) -> dict[str, Signature]:
   """A model that adapts where it runs, as three functions: a device calls `initial` for the meta-parameters, `adapt` with them and its own data, and
   `infer` with what comes out.
 
   Args:
     network: the meta-model's.
-    personalizer: makes the adaptation from a loss, as `lambda loss: two_stage(loss, gate_lr=10.0, lr=0.05)`. It must need no calibration.
-    model: the meta-model.
+    adapt: `(meta-parameters, data) -> parameters`. With `loss = device_loss(network)`, for the whole network
+      `lambda params, data: two_stage(loss).adapt(Model(params), data).params`; for a small one `within_budget(…, loss_of=device_loss).adapt`, of
+      whose results the first.
+    params: the meta-parameters.
     image_shape: of one image, without the batch axis.
     samples: rows of the device's data, all of which each step uses; a row of weight 0 does not count.
     batch: images that `infer` takes at a time.
-    serve: `adapted parameters -> (network, parameters)` that `infer` runs, where that is a smaller one; None: the network itself. Its
-      parameters are what `adapt` gives.
+    served: the network of the adapted parameters; None: `network`.
 
   Returns:
     "initial": () to the parameters by name; "adapt": parameters, "images" (samples, …), "labels" (samples,) int32 and "weight" (samples,) to the adapted
     ones; "infer": adapted parameters and "images" (batch, …) to "logits".
-  """
-  own = personalizer(device_loss(network))
-  serve = serve or (lambda params: (network, params))
-  names, shapes = _flat(model.params)
-  out_network, out = None, None
 
-  def adapted(params, images, labels, weight):
-    found = own.adapt(Model(params, model.mask), Batch(images, labels, weight))
-    nonlocal out_network
-    out_network, small = serve(found.params)
-    return small
+  >>> import jax, metagater_jax as mg
+  >>> network = mg.GatedNetwork(mg.ConvNet4(classes=4, widths=(4, 8, 8)), ("conv3",))
+  >>> params = network.init(jax.random.key(0), (16, 16, 3))
+  >>> personalizer = mg.two_stage(device_loss(network))
+  >>> found = adaptation(network, lambda w, data: personalizer.adapt(mg.Model(w), data).params, params, (16, 16, 3), samples=20)
+  >>> {name: (len(s.inputs), len(s.outputs)) for name, s in found.items()}
+  {'initial': (0, 12), 'adapt': (15, 12), 'infer': (13, 1)}
+  """
+  served = network if served is None else served
   spec = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
   data = {"images": spec(samples, *image_shape), "labels": spec(samples, dtype=jnp.int32), "weight": spec(samples)}
-  out = jax.eval_shape(adapted, model.params, *data.values())
-  out_names, out_shapes = _flat(out)
-  served = out_network
+  before = _flat(params)
+  after = _flat(jax.eval_shape(lambda params, *rows: adapt(params, Batch(*rows)), params, *data.values()))
+  shapes = lambda flat: {name: spec(*leaf.shape, dtype=leaf.dtype) for name, leaf in flat.items()}
 
-  def adapt(*arrays):
-    return tuple(_leaves(adapted(_nested(names, arrays[:len(names)]), *arrays[len(names):])))
+  def adapted(*arrays):
+    return tuple(_flat(adapt(_nested(before, arrays[:-3]), Batch(*arrays[-3:]))).values())
 
   def infer(*arrays):
-    return (served.apply(_nested(out_names, arrays[:-1]), arrays[-1])[0],)
-  return {"initial": Signature(lambda: tuple(_leaves(model.params)), {}, tuple(names)),
-          "adapt": Signature(adapt, {**shapes, **data}, tuple(out_names), differentiates=True),
-          "infer": Signature(infer, {**out_shapes, "images": spec(batch, *image_shape)}, ("logits",))}
+    return (served.apply(_nested(after, arrays[:-1]), arrays[-1])[0],)
+  return {"initial": Signature(lambda: tuple(jnp.asarray(leaf) for leaf in before.values()), {}, tuple(before)),
+          "adapt": Signature(adapted, {**shapes(before), **data}, tuple(after), differentiates=True),
+          "infer": Signature(infer, {**shapes(after), "images": spec(batch, *image_shape)}, ("logits",))}
 
 
 def device_loss(network: GatedNetwork) -> Loss:
@@ -133,12 +132,7 @@ def needs(package: str) -> ModuleType:
 
 def _flat(params):
   flat = traverse_util.flatten_dict(params, sep="/")
-  return sorted(flat), {name: jax.ShapeDtypeStruct(flat[name].shape, flat[name].dtype) for name in sorted(flat)}
-
-
-def _leaves(params):
-  flat = traverse_util.flatten_dict(params, sep="/")
-  return [flat[name] for name in sorted(flat)]
+  return {name: flat[name] for name in sorted(flat)}
 
 
 def _nested(names, arrays):

@@ -57,7 +57,8 @@ def to_tflite(signatures: Mapping[str, Signature]) -> bytes:
       api.run_convert_to_tfl_passes(module, passes.PassManager(), api.ConvertToTFLConfig())
       return api.export_flatbuffer_to_bytes(module.operation)
     except (ValueError, RuntimeError) as error:
-      raise NotImplementedError(f"to_tflite: LiteRT's converter cannot write this: {error}. Export StableHLO or ONNX, or write what it names with other "
+      said = " ".join(line.strip() for line in str(error).splitlines()[:3])
+      raise NotImplementedError(f"to_tflite: LiteRT's converter cannot write this: {said}. Export StableHLO or ONNX, or write what it names with other "
                                 "operators.") from error
 
 

@@ -18,7 +18,7 @@ from metagater_jax.personalize.fine_tune import gradient_steps
 from metagater_jax.personalize.personalizer import Personalizer
 from metagater_jax.pruning.masks import masked_loss
 
-__all__ = ["SPARSITY_BY", "adapt_backbone", "adapt_gate", "calibrate_threshold", "constant_gate", "freeze_gate", "keep_channels",
+__all__ = ["SPARSITY_BY", "adapt_backbone", "adapt_gate", "calibrate_threshold", "constant_gate", "freeze_gate", "highest_first", "keep_channels",
            "log_odds_quantile", "shift_gate", "two_stage"]
 
 SPARSITY_BY = ("log_odds", "group_norm", "budget")
@@ -273,8 +273,22 @@ def keep_channels(network: GatedNetwork, params: Params, data: TaskData | Batch,
 
   def highest(layer, values):
     kept = sparsity[layer] if isinstance(sparsity, Mapping) else jnp.maximum(jnp.round((1 - sparsity) * values.shape[0]), 1)
-    return jnp.argsort(jnp.argsort(-values)) < kept
+    return highest_first(values) < kept
   return constant_gate(params["gate"], {layer: highest(layer, values) for layer, values in log_odds.items()})
+
+
+def highest_first(values: jax.Array) -> jax.Array:
+  """Each number's rank, 0 for the highest; of equal ones the first comes first. By comparisons alone: runtimes on devices do not sort.
+
+  Args:
+    values: (n,), not many.
+
+  Returns:
+    (n,) integers.
+  """
+  place = jnp.arange(values.shape[0])
+  before = (values[None] > values[:, None]) | ((values[None] == values[:, None]) & (place[None] < place[:, None]))
+  return before.sum(1, dtype=jnp.int32)
 
 
 def log_odds_quantile(network: GatedNetwork, params: Params, data: TaskData | Batch, sparsity: float | jax.Array, *, frozen: bool = False,
