@@ -259,14 +259,14 @@ def default_personalizer(algorithm: str, gated: bool) -> str:
 
 
 def make_personalizer(config: ConfigDict, network: mg.GatedNetwork, **changes: Any) -> mg.personalize.Personalizer:
-  """The personalizer of a config, with other values of some of its fields, which may be traced."""
+  """The personalizer of a config, with other values of some of its fields, which may be traced. `loss_of` is one more: network to loss."""
   config = with_changes(config, **changes)
   return PERSONALIZERS[config.personalizer].make(config, _loss(config, network), network)
 
 
 def _loss(config, network):
   """The loss of a network, in the parts that a config wants a gradient to be taken in."""
-  loss, microbatch = mg.classification_loss(network), getattr(config, "microbatch", None)
+  loss, microbatch = getattr(config, "loss_of", mg.classification_loss)(network), getattr(config, "microbatch", None)
   return mg.data.microbatched(loss, microbatch) if microbatch else loss
 
 

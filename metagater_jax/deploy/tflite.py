@@ -1,5 +1,8 @@
 """LiteRT (.tflite) files: StableHLO, as `jax.export` writes it, through LiteRT's own converter; no TensorFlow. And plain StableHLO."""
 
+import contextlib
+import io
+import warnings
 from collections.abc import Mapping
 
 import jax
@@ -87,7 +90,9 @@ def quantize_tflite(content: bytes, calibration: Mapping[str, np.ndarray], signa
     recipe.add_quantization_config(".*", end, algorithm_key=package.algorithm_manager.AlgorithmName.NO_QUANTIZE)
   quantizer = package.Quantizer(content, recipe.get_quantization_recipe())
   examples = [{name: np.asarray(values[i]) for name, values in calibration.items()} for i in range(count.pop())]
-  ranges = quantizer.calibrate({signature: examples}, num_threads=1)
+  with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # it shows a bar, and warns of its own way of looking at a network
+    warnings.simplefilter("ignore")
+    ranges = quantizer.calibrate({signature: examples}, num_threads=1)
   return bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
 
 
