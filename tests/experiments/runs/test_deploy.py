@@ -1,0 +1,142 @@
+"""From a run to files: what deploy.json says, what the files do, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from commands import call
+
+from configs import digits
+from experiments.deploy import main
+from experiments.run import run
+from experiments.runs import deploy as deploy_module
+from experiments.runs.deploy import deploy_run
+from experiments.runs.records import read_result
+from experiments.runs.runtimes import LiteRT, OnnxRuntime, interleaved
+
+
+def small(**fields):
+  c = digits.get_config()
+  c.update(rounds=4, widths=(8, 8, 16), eval_every=4, tuned=None, **fields)
+  return c
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory):
+  """(workdir, deploy.json) of a run with a budget, two tasks."""
+  workdir = tmp_path_factory.mktemp("gated") / "run"
+  result = run(small(keep="conv3=8"), workdir, quiet=True)
+  return workdir, deploy_run(workdir, result["target_tasks"][:2], batches=[1], repeats=3, samples=32, log=lambda line: None), result
+
+
+def test_deploy_json_has_what_a_reader_looks_for(gated):
+  workdir, content, result = gated
+  assert json.loads((workdir / "deploy.json").read_text()) == json.loads(json.dumps(content))
+  for own in [*content["tasks"].values(), content["mean"]]:
+    assert own["accuracy"].keys() >= {"dense", "compact", "int8"} and own["macs"].keys() == {"dense", "compact"}
+    assert own["latency_us"].keys() == {"litert", "onnxruntime"}
+    assert all(times["dense"] > 0 and times["compact"] > 0 for times in own["latency_us"].values())
+    assert own["bytes"]["tflite"]["int8"] < own["bytes"]["tflite"]["compact"] < own["bytes"]["tflite"]["dense"]
+    assert own["adapt"]["ms"] > 0 and own["adapt"]["max_difference"] < 1e-5
+    assert own["adapt"]["restricted"]["accuracy"] == pytest.approx(own["adapt"]["dense"]["accuracy"], abs=0.02)
+  # The network that is cut out is the run's own, and costs what the run's accounting says without the gate.
+  for task, own in content["tasks"].items():
+    place = result["target_tasks"].index(int(task))
+    assert own["accuracy"]["gated"] == own["accuracy"]["compact"] == pytest.approx(result["accuracy"]["per_task"][place], abs=1e-6)
+    assert own["kept"] == {"conv3": 8} and not own["failed"]
+  layers = {"conv1": 64 * 9 * 8, "conv2": 16 * 72 * 8, "conv3": 4 * 72 * 8, "output": 8 * 10}
+  assert content["mean"]["macs"]["compact"] == sum(layers.values())
+
+
+def test_a_card_travels_with_each_file(gated):
+  workdir, content, _ = gated
+  task, own = next(iter(content["tasks"].items()))
+  assert len(own["files"]) == 6
+  for name in own["files"].values():
+    card = json.loads((workdir / "deploy" / f"{name}.json").read_text())
+    assert card["task"] == int(task) and len(card["classes"]) == 2 and card["bytes"] == (workdir / "deploy" / name).stat().st_size
+    assert card["verified"]["largest_difference_relative"] < (0.5 if "int8" in name else 1e-4) and "ai-edge-litert" in card["versions"] or "onnx" in name
+
+
+def test_the_files_are_the_tasks_networks(gated):
+  workdir, content, result = gated
+  task, own = next(iter(content["tasks"].items()))
+  run_data = deploy_module._Run(workdir, _config_of(workdir))
+  images, labels = deploy_module._rows(run_data.population.test(int(task)))
+  for runtime, form in ((LiteRT, "tflite"), (OnnxRuntime, "onnx")):
+    model = runtime((workdir / "deploy" / f"task-{task}-compact.{form}").read_bytes())
+    assert (model.logits(images, 1).argmax(-1) == labels).mean() == pytest.approx(own["accuracy"]["compact"])
+
+
+def _config_of(workdir):
+  from experiments.config import base_config
+  from experiments.runs.records import read_config
+  config = base_config()
+  config.update(read_config(workdir))
+  return config
+
+
+def test_channels_chosen_without_gates(tmp_path, gated):
+  """Masks are cut out as gates are, of another personalizer on a finished run's meta-model."""
+  dense = run(small(gated=False), tmp_path / "dense", quiet=True)
+  run(small(gated=False, personalizer="static_channels", keep="conv3=8", meta_model=str(tmp_path / "dense")), tmp_path / "static", quiet=True)
+  content = deploy_run(tmp_path / "static", dense["target_tasks"][:1], formats=["tflite"], batches=[1], repeats=2, log=lambda line: None)
+  own = next(iter(content["tasks"].values()))
+  assert own["kept"] == {"conv3": 8} and own["accuracy"]["masked"] == own["accuracy"]["compact"]
+  place = read_result(tmp_path / "dense")["target_tasks"].index(int(next(iter(content["tasks"]))))
+  assert own["accuracy"]["dense"] == pytest.approx(dense["accuracy"]["per_task"][place], abs=1e-6)  # the same model, fine-tuned
+  assert "LiteRT" in own["adapt"]["dense"]["failed"] and "ms" not in own["adapt"]  # it sorts, which LiteRT does not
+
+
+def test_a_file_that_is_not_what_jax_computes_is_not_left(gated, tmp_path, monkeypatch):
+  workdir, content, _ = gated
+  task = int(next(iter(content["tasks"])))
+  real = LiteRT.logits
+  monkeypatch.setattr(LiteRT, "logits", lambda self, images, batch: real(self, images, batch) + 1)
+  run_data = deploy_module._Run(workdir, _config_of(workdir))
+  own = run_data.task(task, tmp_path, {"threshold": 0.0, "always_on": False, "batches": [1], "repeats": 2, "samples": 8, "formats": ["tflite"]})
+  assert own["failed"].keys() == {f"task-{task}-dense.tflite", f"task-{task}-compact.tflite"} and not own["latency_us"]
+  assert "differs from JAX" in own["failed"][f"task-{task}-dense.tflite"] and not (tmp_path / f"task-{task}-dense.tflite").exists()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--task=99"], "task 99 is no target task of this run; they are"),
+    (["--all", "--format=tflit"], "unknown format 'tflit'. Did you mean 'tflite'"),
+    (["--all", "--repeats=0"], "repeats, samples and batches must be at least 1"),
+])
+def test_bad_input(gated, arguments, message):
+  outcome = call(main, f"--workdir={gated[0]}", *arguments)
+  assert outcome.status == 2 and message in outcome.err
+
+
+def test_runs_in_which_nothing_can_be_cut(tmp_path):
+  outcome = call(main, f"--workdir={tmp_path}", "--all")
+  assert outcome.status == 2 and "holds no finished run" in outcome.err
+  run(small(gated=False), tmp_path / "plain", quiet=True)
+  outcome = call(main, f"--workdir={tmp_path / 'plain'}", "--all")
+  assert outcome.status == 2 and "has no gates, and its personalizer 'fine_tune' makes no masks" in outcome.err
+  run(small(gated=False, personalizer="metasnip_weight", target_sparsity=0.5, meta_model=str(tmp_path / "plain")), tmp_path / "weights", quiet=True)
+  outcome = call(main, f"--workdir={tmp_path / 'weights'}", "--all")
+  assert outcome.status == 2 and "removes single weights" in outcome.err
+
+
+def test_the_command_prints_a_table_and_draws_a_figure(gated):
+  workdir, content, _ = gated
+  task = next(iter(content["tasks"]))
+  outcome = call(main, f"--workdir={workdir}", f"--task={task}", "--batches=1,4", "--repeats=2", "--samples=8", "--threshold=0.1", "--always_on")
+  assert outcome.status == 0, outcome.err
+  for words in ("compact is", "µs, onnxruntime, batch 4", "adapting on the device, restricted", "deploy.png"):
+    assert words in outcome.out
+  assert (workdir / "deploy.png").stat().st_size > 10_000
+
+
+def test_calls_are_timed_by_turns():
+  order = []
+  times = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3, warm_up=1)
+  assert order == ["a", "b"] * 4 and all(own["low"] <= own["median"] <= own["high"] for own in times.values())
+
+
+def test_batches_are_filled_up():
+  images = np.arange(5, dtype=np.float32)[:, None]
+  assert deploy_module._batches(images, 2)[..., 0].tolist() == [[0, 1], [2, 3]]
+  assert deploy_module._batches(images, 8)[..., 0].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]
