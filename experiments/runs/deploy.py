@@ -116,13 +116,13 @@ class _Run:
     dense = mg.fine_tune(mg.classification_loss(self.plain), lr=config.adapt_lr, steps=config.adapt_steps, chunk=config.chunk)
     self.calibration = jax.jit(personalizer.calibrate)(self.model, self.population, jnp.asarray(self.tasks.calibration(config.calibration_tasks)))
     without_gates = mg.Model({**self.model.params, "gate": {}}, None if self.model.mask is None else {**self.model.mask, "gate": {}})
-    self._adapt = jax.jit(lambda task: (personalizer.adapt(self.model, self.population.train(task), self.calibration),
-                                        dense.adapt(without_gates, self.population.train(task))))
+    self._adapt = jax.jit(lambda task, calibration: (personalizer.adapt(self.model, self.population.train(task), calibration),
+                                                     dense.adapt(without_gates, self.population.train(task))))
     accuracy = lambda network: lambda model, task: mg.evaluate_task(network, model, self.population.test(task), chunk=config.chunk).accuracy
     self._accuracy_gated, self._accuracy_dense = jax.jit(accuracy(self.network)), jax.jit(accuracy(self.plain))
 
   def task(self, task, folder, options):
-    adapted, dense = self._adapt(task)
+    adapted, dense = self._adapt(task, self.calibration)
     train, test = (_rows(data) for data in (self.population.train(task), self.population.test(task)))
     kept = mg.deploy.kept_channels(self.network, adapted, self.shape, self.population.train(task) if self.config.gated else None,
                                    threshold=options["threshold"], chunk=self.config.chunk)

@@ -33,7 +33,7 @@ def check_sparsity(**options: Any) -> None:
   """Raises a ValueError that names an option that is not a number in [0, 1). Traced values pass."""
   check_not_negative(**options)
   for name, value in options.items():
-    if not isinstance(value, jax.core.Tracer) and not value < 1:
+    if not isinstance(value, jax.core.Tracer) and not np.asarray(value) < 1:
       raise ValueError(f"{name} must lie in [0, 1), got {value}.")
 
 
@@ -43,7 +43,7 @@ def _check(options: dict[str, Any], what: str, holds: Callable[[Any], bool]) -> 
       continue
     if not _is_real(value):
       raise ValueError(f"{name} must be a number, got {value!r}.")
-    if not holds(value):
+    if not holds(np.asarray(value)):  # not as a JAX array: inside of `jit` its comparison would be traced
       raise ValueError(f"{name} must {what}, got {value}.")
     if not math.isfinite(value):
       raise ValueError(f"{name} must be finite, got {value}.")
