@@ -1,15 +1,17 @@
 """What a reader sees of deployed networks: a table and a figure, from their records."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.reports.figures import pyplot
+from experiments.reports.markdown import table
+from experiments.runs.measures import spread
 
-__all__ = ["deploy_table", "plot_deploy", "report_deploy"]
+__all__ = ["adaptation_table", "deploy_table", "files_table", "merge", "plot_deploy", "report_deploy"]
 
 
 def report_deploy(workdir: str | Path) -> str:
@@ -59,9 +61,73 @@ def plot_deploy(path: Path, content: Mapping[str, Any]) -> None:
       if len(points):
         axis.plot(*points.T, ".", color=color, alpha=0.35)
         axis.plot(*points.mean(0), "o", color=color, markersize=10, label={"int8": "compact, int8"}.get(name, name))
-    axis.set(title=f"{runtime}, one thread", xlabel=f"µs per batch of {content['options']['batches'][0]}", ylabel="accuracy of the task (%)", xlim=(0, None))
+    low, high = axis.get_ylim()
+    axis.set(title=f"{runtime}, one thread", xlabel=f"µs per batch of {content['options']['batches'][0]}", ylabel="accuracy of the task (%)",
+             xlim=(0, 1.1 * axis.get_xlim()[1]), ylim=(low - 2, high + 2))
+    axis.ticklabel_format(axis="y", useOffset=False)
     axis.grid(alpha=0.3)
-    axis.legend()
-  figure.suptitle(f"{content['run']}, {content['personalizer']}: large: mean over {len(content['tasks'])} target tasks")
+    axis.legend(loc="lower right")
+  figure.suptitle(f"{content['run']}, {content['personalizer']}: a point per target task, large: their mean ({len(content['tasks'])} tasks)")
   figure.savefig(path, dpi=110)
   plt.close(figure)
+
+
+# Fields by which recorded runs are told apart.
+_KEY = ("run", "meta_model", "personalizer", "keep", "adapt_steps", "seed")
+
+
+def merge(held: Sequence[Mapping[str, Any]], content: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Recorded means over tasks with those of one more run, in the place of older ones of the same kind and seed."""
+  entry = {name: content.get(name) for name in _KEY} | {"tasks": len(content["tasks"]), "options": content["options"], "mean": content["mean"],
+                                                       "versions": content["versions"]}
+  key = lambda one: [str(one.get(name)) for name in _KEY]
+  return sorted([*(dict(other) for other in held if key(other) != key(entry)), entry], key=key)
+
+
+def _kinds(entries):
+  """Entries by what they are of, over seeds."""
+  kinds: dict[tuple, list] = {}
+  for entry in entries:
+    kinds.setdefault(tuple(str(entry.get(name)) for name in _KEY[:-1]), []).append(entry)
+  return sorted(kinds.values(), key=lambda own: (own[0]["run"], own[0]["personalizer"], -own[0]["mean"]["macs"]["compact"]))
+
+
+def _over(own, get, scale=1.0, digits=1):
+  values = [scale * get(entry["mean"]) for entry in own]
+  return f"{np.mean(values):.{digits}f}" + ("" if len(values) < 2 else f" ± {spread(values):.{digits}f}")
+
+
+def _what(own):
+  first = own[0]
+  steps = "" if first.get("adapt_steps") in (None, 1) else f", {first['adapt_steps']} steps"
+  return f"{first['run']}: {first['personalizer']}, {first['keep'] or 'its own sparsity'}{steps}"
+
+
+def files_table(entries: Sequence[Mapping[str, Any]]) -> str:
+  """Accuracy, cost and latency of recorded runs, over seeds."""
+  rows = []
+  for own in _kinds(entries):
+    ratio = lambda mean, runtime, name: mean["latency_us"][runtime]["dense"] / mean["latency_us"][runtime][name]
+    times = lambda mean, runtime: mean["latency_us"][runtime]
+    rows.append([
+        _what(own), len(own), " / ".join(_over(own, lambda mean, name=name: mean["accuracy"][name], 100) for name in ("dense", "compact", "int8")),
+        _over(own, lambda mean: mean["macs"]["compact"] / mean["macs"]["dense"], digits=2),
+        " / ".join(f"{np.mean([times(entry['mean'], 'litert')[name] for entry in own]):.0f}" for name in ("dense", "compact", "int8")),
+        _over(own, lambda mean: ratio(mean, "litert", "compact"), digits=2) + " ×",
+        _over(own, lambda mean: ratio(mean, "onnxruntime", "compact"), digits=2) + " ×" if all("onnxruntime" in e["mean"]["latency_us"] for e in own) else "",
+        " / ".join(f"{np.mean([entry['mean']['bytes']['tflite'][name] for entry in own]) / 1000:.0f}" for name in ("dense", "compact", "int8"))])
+  return table(["run, channels that a task keeps", "seeds", "accuracy (%): dense / compact / int8", "MACs", "LiteRT, µs: dense / compact / int8",
+                "compact is faster", "in ONNX Runtime", "KB, .tflite"], rows)
+
+
+def adaptation_table(entries: Sequence[Mapping[str, Any]]) -> str:
+  """What adapting in LiteRT costs, over seeds."""
+  rows = []
+  for own in _kinds(entries):
+    for way, label in (("dense", "whole network"), ("restricted", "what the gate kept")):
+      found = [entry["mean"]["adapt"][way] for entry in own if "ms" in ((entry["mean"].get("adapt") or {}).get(way) or {})]
+      if found:
+        mean = lambda name, found=found: float(np.mean([one[name] for one in found]))
+        rows.append([_what(own), label, f"{mean('samples'):.0f}", f"{mean('ms'):.1f}", f"{mean('peak_mb'):.0f}", f"{100 * mean('accuracy'):.1f}",
+                     f"{max(one['max_difference'] for one in found):.0e}", f"{mean('bytes') / 1000:.0f}"])
+  return table(["run", "stage two on", "samples", "ms", "MB at the peak", "accuracy after (%)", "from JAX", "KB"], rows)

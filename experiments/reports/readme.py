@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from experiments.config import ConfigError
-from experiments.reports import anp, benchmarks, fewshot, gates, paper, pruned_rounds
+from experiments.reports import anp, benchmarks, deploy, fewshot, gates, paper, pruned_rounds
 from experiments.reports.markdown import table
 from experiments.reports.run import curves_by
 from experiments.runs.fewshot import SETTINGS
 from experiments.runs.measures import spread
 from experiments.runs.records import write_json
 
-__all__ = ["TABLES", "record", "record_anp", "record_fewshot", "record_gates", "write_page", "write_pages"]
+__all__ = ["TABLES", "record", "record_anp", "record_deploy", "record_fewshot", "record_gates", "write_page", "write_pages"]
 
 
 def record(workdir: Path, results: Path) -> None:
@@ -79,6 +79,16 @@ def record_gates(workdir: Path, results: Path) -> None:
   gates.plot(held.with_name("gates.png"), content)
 
 
+def record_deploy(workdir: Path, results: Path) -> None:
+  """Adds what `experiments.deploy` found in a run's folder to results/deploy.json; see `deploy.merge`."""
+  source = workdir / "deploy.json"
+  if not source.is_file():
+    raise ConfigError(f"there is no deploy.json in {workdir}; run experiments.deploy first.")
+  path = results / "deploy.json"
+  held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+  write_json(path, deploy.merge(held, json.loads(source.read_text(encoding="utf-8"))))
+
+
 def record_fewshot(workdir: Path, results: Path) -> None:
   """Adds the result of a run of experiments.fewshot to results/fewshot.json, with the accuracy of each test episode; a second one
   of the same settings takes the place of the first."""
@@ -120,6 +130,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "fewshot": ("fewshot.json", fewshot.runs_table), "fewshot_pairs": ("fewshot.json", fewshot.pairs_table),
     "gates": ("gates/gates.json", gates.accuracies), "gates_differences": ("gates/gates.json", gates.differences_table),
     "gates_behaviour": ("gates/gates.json", gates.behaviour), "gates_summary": ("gates/gates.json", gates.summary),
+    "deploy": ("deploy.json", deploy.files_table), "deploy_adaptation": ("deploy.json", deploy.adaptation_table),
     "pruned_rounds": ("pruned_rounds.json", pruned_rounds.markdown),
     "anp": ("anp/anp.json", anp.overview), "anp_differences": ("anp/anp.json", anp.differences), "anp_claims": ("anp/anp.json", anp.claims),
 }

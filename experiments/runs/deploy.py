@@ -92,7 +92,8 @@ def deploy_run(workdir: str | Path, tasks: Sequence[int] | None = None, *, forma
     start = time.perf_counter()
     found[str(task)] = run.task(task, folder, options)
     log(_line(task, found[str(task)], time.perf_counter() - start))
-  content = {"run": run.name, "seed": config.seed, "personalizer": config.personalizer, "keep": config.keep, "options": options,
+  content = {"run": run.name, "seed": config.seed, "personalizer": config.personalizer, "keep": config.keep,
+             "adapt_steps": config.adapt_steps, "meta_model": _algorithm_of(config), "options": options,
              "versions": records.versions() | versions_of(formats), "tasks": found, "mean": _mean(list(found.values()))}
   records.write_json(folder / "deploy.json", content)
   records.write_json(workdir / "deploy.json", content)
@@ -245,6 +246,11 @@ class _Run:
 
 _WRITERS = {"tflite": lambda signature: mg.deploy.to_tflite({"infer": signature}), "onnx": lambda signature: mg.deploy.to_onnx(signature),
             "stablehlo": lambda signature: mg.deploy.to_stablehlo(signature)}
+
+
+def _algorithm_of(config):
+  """What meta-trained the model, in words."""
+  return f"{config.algorithm}{', gated' if config.gated else ''}"
 
 
 def _rows(data):

@@ -93,7 +93,7 @@ def quantize_tflite(content: bytes, calibration: Mapping[str, np.ndarray], signa
   with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # it shows a bar, and warns of its own way of looking at a network
     warnings.simplefilter("ignore")
     ranges = quantizer.calibrate({signature: examples}, num_threads=1)
-  return bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
+    return bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
 
 
 def _exported(signature, platforms):
