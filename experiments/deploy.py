@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   options = parser.parse_args(arguments)
 
   def body():
-    deploy_run(options.workdir, options.task, formats=options.format, threshold=options.threshold, always_on=options.always_on, batches=options.batches,
-               repeats=options.repeats, samples=options.samples, data_dir=options.data_dir, log=partial(print, flush=True))
+    deploy_run(options.workdir, options.task, formats=options.format, threshold=options.threshold, always_on=options.always_on,
+               batches=options.batches, repeats=options.repeats, samples=options.samples, data_dir=options.data_dir, log=partial(print, flush=True))
     print(report_deploy(options.workdir))
   study_command("experiments.deploy", body)
 

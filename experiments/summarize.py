@@ -2,7 +2,8 @@
 
 With --tables the report of `experiments.tables` in that workdir is recorded in results/tables/: its numbers (report.json, and
 runs.csv with a row per run), its text and its figures; protocols that it does not have stay as they are recorded. With --gates what
-`--tables=gates` found there is, in results/gates/. With --deploy what `experiments.deploy` measured is, in results/deploy.json. With --anp that of `experiments.anp` is, in results/anp/; with --fewshot the result
+`--tables=gates` found there is, in results/gates/. With --deploy what `experiments.deploy` measured is, in
+results/deploy.json. With --anp that of `experiments.anp` is, in results/anp/; with --fewshot the result
 of a run of `experiments.fewshot`. All tables of the pages are then written anew; without these options only that is done.
 """
 

@@ -117,7 +117,8 @@ ALGORITHMS: dict[str, AlgorithmRow] = {
     # What a gate that has learned nothing is: noise on the channels of the layers that it would switch.
     "metagater_dropout": AlgorithmRow(
         lambda c, loss: mg.metagater(loss, prox_weight=c.prox_weight, beta=c.beta, gamma=c.gamma, **_local(c)),
-        "MetaGater w/o gating, channel dropout", _METAGATER | {"channel_dropout": 0.2}, _RATE | {"beta": (0.005, 0.03), "channel_dropout": (0.05, 0.6)}),
+        "MetaGater w/o gating, channel dropout", _METAGATER | {"channel_dropout": 0.2},
+        _RATE | {"beta": (0.005, 0.03), "channel_dropout": (0.05, 0.6)}),
     "fedprox": AlgorithmRow(
         lambda c, loss: mg.federated.fedprox(loss, prox_weight=c.prox_weight, **_local(c)), "FedProx",
         {"local_lr": 0.1, "prox_weight": 0.1, "adapt_lr": 0.1}, _RATE | {"prox_weight": (0.01, 3.0)}),
@@ -201,7 +202,8 @@ def _metasnip(granularity: str, score: Callable[[mg.data.Loss], mg.pruning.Score
       if granularity != "channel":
         raise ValueError("keep is how many channels are kept, and this personalizer removes single weights; use target_sparsity, or one by channel.")
       sparsity = {f"backbone/{layer}/kernel": 1 - count / _outputs(network, c)[layer] for layer, count in counts.items()}
-    return mg.metasnip(loss, sparsity=sparsity, granularity=granularity, prunable=prunable, scope="layer" if counts else scope, score=None if score is None else score(loss), **_adaptation(c))
+    return mg.metasnip(loss, sparsity=sparsity, granularity=granularity, prunable=prunable, scope="layer" if counts else scope,
+                       score=None if score is None else score(loss), **_adaptation(c))
   return make
 
 

@@ -114,7 +114,8 @@ def files_table(entries: Sequence[Mapping[str, Any]]) -> str:
         _over(own, lambda mean: mean["macs"]["compact"] / mean["macs"]["dense"], digits=2),
         " / ".join(f"{np.mean([times(entry['mean'], 'litert')[name] for entry in own]):.0f}" for name in ("dense", "compact", "int8")),
         _over(own, lambda mean: ratio(mean, "litert", "compact"), digits=2) + " ×",
-        _over(own, lambda mean: ratio(mean, "onnxruntime", "compact"), digits=2) + " ×" if all("onnxruntime" in e["mean"]["latency_us"] for e in own) else "",
+        _over(own, lambda mean: ratio(mean, "onnxruntime", "compact"), digits=2) + " ×" if all(
+            "onnxruntime" in entry["mean"]["latency_us"] for entry in own) else "",
         " / ".join(f"{np.mean([entry['mean']['bytes']['tflite'][name] for entry in own]) / 1000:.0f}" for name in ("dense", "compact", "int8"))])
   return table(["run, channels that a task keeps", "seeds", "accuracy (%): dense / compact / int8", "MACs", "LiteRT, µs: dense / compact / int8",
                 "compact is faster", "in ONNX Runtime", "KB, .tflite"], rows)

@@ -67,12 +67,12 @@ def deploy_run(workdir: str | Path, tasks: Sequence[int] | None = None, *, forma
   config.personalizer = config.personalizer or registry.default_personalizer(config.algorithm, config.gated)
   config.data_dir = data_dir or config.data_dir
   if not config.gated and not registry.PERSONALIZERS[config.personalizer].prunes:
-    raise ConfigError(f"the run in {workdir} has no gates, and its personalizer '{config.personalizer}' makes no masks: there is nothing to cut out. Adapt "
-                      "its meta-model with one that prunes: experiments.run --config.meta_model=RUN --config.personalizer=static_channels "
+    raise ConfigError(f"the run in {workdir} has no gates, and its personalizer '{config.personalizer}' makes no masks: there is nothing to cut out. "
+                      "Adapt its meta-model with one that prunes: experiments.run --config.meta_model=RUN --config.personalizer=static_channels "
                       "--config.keep=conv3=0.5.")
   if registry.PERSONALIZERS[config.personalizer].prunes and "channel" not in config.personalizer:
-    raise ConfigError(f"personalizer '{config.personalizer}' of the run in {workdir} removes single weights: no channel goes as a whole, so no file gets "
-                      "smaller or faster. Use one by channel.")
+    raise ConfigError(f"personalizer '{config.personalizer}' of the run in {workdir} removes single weights: no channel goes as a whole, so no file "
+                      "gets smaller or faster. Use one by channel.")
   try:
     for name in formats:
       for package in RUNTIMES[name].packages if name in RUNTIMES else ():
@@ -86,7 +86,8 @@ def deploy_run(workdir: str | Path, tasks: Sequence[int] | None = None, *, forma
       raise ConfigError(f"task {task} is no target task of this run; they are {', '.join(map(str, targets))}.")
   folder = workdir / "deploy"
   folder.mkdir(exist_ok=True)
-  options = {"threshold": threshold, "always_on": always_on, "batches": list(batches), "repeats": repeats, "samples": samples, "formats": list(formats)}
+  options = {"threshold": threshold, "always_on": always_on, "batches": list(batches), "repeats": repeats, "samples": samples,
+             "formats": list(formats)}
   found = {}
   for task in tasks or targets:
     start = time.perf_counter()
@@ -176,8 +177,9 @@ class _Run:
       own["bytes"].setdefault(form, {})["int8" if label == "compact_int8" else label] = len(content)
       records.write_json(path.with_name(path.name + ".json"), {
           "run": self.name, "seed": self.config.seed, "task": task, "classes": classes, "network": type(self.network.backbone).__name__,
-          "input": {"images": [batch if form == "tflite" else "batch", *self.shape], "preprocessing": f"(value / 255 - {self.config.pixel_mean}) / "
-                    f"{self.config.pixel_std}" if self.dataset.images.dtype == np.uint8 else f"(value - {self.config.pixel_mean}) / {self.config.pixel_std}"},
+          "input": {"images": [batch if form == "tflite" else "batch", *self.shape],
+                    "preprocessing": f"({'value / 255' if self.dataset.images.dtype == np.uint8 else 'value'} - {self.config.pixel_mean}) / "
+                    f"{self.config.pixel_std}"},
           "accuracy": own["accuracy"].get("int8" if label == "compact_int8" else label), "test_samples": len(test[0]), "train_samples": len(train[0]),
           "kept_channels": own["kept"] if name == "compact" else {}, "macs": own["macs"][name], "parameters": own["parameters"][name],
           "bytes": len(content), "verified": None if difference is None else
@@ -225,10 +227,10 @@ class _Run:
         path.write_bytes(content)
         with tempfile.TemporaryDirectory() as scratch:
           np.savez(Path(scratch) / "data.npz", images=train[0][:count], labels=train[1][:count], test_images=test[0], test_labels=test[1])
-          done = subprocess.run([sys.executable, _SCRIPT, path, Path(scratch) / "data.npz", "--save", Path(scratch) / "adapted.npz"], capture_output=True,
-                                text=True, check=False)
+          done = subprocess.run([sys.executable, _SCRIPT, path, Path(scratch) / "data.npz", "--save", Path(scratch) / "adapted.npz"],
+                                capture_output=True, text=True, check=False)
           if done.returncode:
-            raise NotImplementedError(f"LiteRT cannot run it: {done.stderr.strip().splitlines()[-1]}")
+            raise NotImplementedError(f"LiteRT cannot run it: {' '.join(done.stderr.strip().splitlines()[-2:])}")
           adapted = dict(np.load(Path(scratch) / "adapted.npz"))
       except NotImplementedError as error:
         path.unlink(missing_ok=True)

@@ -12,7 +12,8 @@ from metagater_jax.data.population import Batch, TaskData
 from metagater_jax.deploy.compact import Cutting
 from metagater_jax.nn.gated import GatedNetwork, classification_loss
 from metagater_jax.personalize.fine_tune import gradient_steps
-from metagater_jax.personalize.two_stage import adapt_gate, highest_first
+from metagater_jax.personalize.two_stage import adapt_gate
+from metagater_jax.pruning.masks import highest_first
 
 __all__ = ["BudgetAdaptation", "within_budget"]
 
@@ -36,8 +37,8 @@ def within_budget(network: GatedNetwork, image_shape: tuple[int, ...], keep: Map
                   ) -> BudgetAdaptation:
   """`two_stage(keep=…)` whose second stage runs on the kept channels alone.
 
-  Stage I takes a step of the gates; of each layer the channels of the highest mean log-odds on the task's data are kept, always on; stage II descends on
-  the network that consists of them. Its result is what `two_stage` gives, without the weights of channels that are off, for the work of the small
+  Stage I takes a step of the gates; of each layer the channels of the highest mean log-odds on the task's data are kept, always on; stage II
+  descends on the network that consists of them. Its result is what `two_stage` gives, without the weights of channels that are off, for the work of the small
   network. What lies below the first gate is the same in both stages, and a compiler computes it once where the data is one `Batch`.
 
   Args:
@@ -68,8 +69,8 @@ def within_budget(network: GatedNetwork, image_shape: tuple[int, ...], keep: Map
     index = {cutting.groups[maker[gate]]: _numbers(highest_first(log_odds[gate]) < keep[gate], keep[gate])
              for gate in network.gated_layers if maker[gate] in cutting.groups}
     small = cutting.take(params, index)
-    return {**small, "backbone": gradient_steps(lambda backbone, batch, key: small_loss({**small, "backbone": backbone}, batch, key), small["backbone"],
-                                                data, lr=lr, steps=steps, chunk=chunk)}, index
+    loss = lambda backbone, batch, key: small_loss({**small, "backbone": backbone}, batch, key)
+    return {**small, "backbone": gradient_steps(loss, small["backbone"], data, lr=lr, steps=steps, chunk=chunk)}, index
 
   return BudgetAdaptation(cutting.network, adapt, cutting)
 

@@ -44,8 +44,8 @@ def kept_channels(network: GatedNetwork, model: Model, image_shape: tuple[int, .
                   threshold: float = 0.0, chunk: int = 64) -> dict[str, np.ndarray]:
   """Which channels of each layer an adapted model can use.
 
-  Off is a channel whose gate is off for every input (W₂'s column is zero and b₂ ≤ 0), whose filter and biases a mask removes, or, where data is given,
-  whose gate is on for no more than a part `threshold` of it.
+  Off is a channel whose gate is off for every input (W₂'s column is zero and b₂ ≤ 0), whose filter and biases a mask removes, or, where
+  data is given, whose gate is on for no more than a part `threshold` of it.
 
   Args:
     network: the model's.
@@ -63,8 +63,8 @@ def kept_channels(network: GatedNetwork, model: Model, image_shape: tuple[int, .
   """
   gate = model.params.get("gate", {}) if isinstance(model.params, Mapping) else {}
   if not gate and model.mask is None:
-    raise ValueError("kept_channels: this model has neither gates nor a mask, so there is nothing to cut out. Adapt a gated network with two_stage, or "
-                     "prune one by channel with metasnip.")
+    raise ValueError("kept_channels: this model has neither gates nor a mask, so there is nothing to cut out. Adapt a gated network with two_stage, "
+                     "or prune one by channel with metasnip.")
   if not 0 <= threshold < 1:
     raise ValueError(f"kept_channels: threshold must lie in [0, 1), got {threshold}.")
   on = {layer: np.asarray((own["W2"] != 0).any(0) | (own["b2"] > 0)) for layer, own in gate.items()}
@@ -121,7 +121,8 @@ class Cutting:
     gates = tuple(layer for layer in network.gated_layers if layer not in drop_gates)
     self._reader = {gate: next(layer for layer in layers if layer.name == gate or layer.name.startswith(f"{gate}/")) for gate in gates}
     self._maker = {gate: next(layer for layer in layers if gate in layer.modules) for gate in gates}
-    absent = {gate: sum(self._layers[source].outputs - self._widths[self.groups[source]] for source in self._own_sources(reader) if source in self.groups)
+    lost = lambda source: self._layers[source].outputs - self._widths[self.groups[source]] if source in self.groups else 0
+    absent = {gate: sum(map(lost, self._own_sources(reader)))
               for gate, reader in self._reader.items()}
     before = network.backbone
     whole, sizes = (before.backbone, dict(before.features)) if isinstance(before, Resized) else (before, {})
@@ -209,8 +210,8 @@ def compact(network: GatedNetwork, model: Model, image_shape: tuple[int, ...], k
             drop_gates: bool = False) -> Compact:
   """A model without the channels that a task does not use.
 
-  The outputs are the model's, to round-off, for every input whose masks lie in what is kept. That what lies between the layers lets channels be cut (a
-  normalization over them would not) is tried on random images.
+  The outputs are the model's, to round-off, for every input whose masks lie in what is kept. That what lies between the layers lets channels be cut
+  (a normalization over them would not) is tried on random images.
 
   Args:
     network: the model's.
@@ -281,8 +282,8 @@ def _check(network, params, found, image_shape, gone):
   except (ValueError, TypeError) as error:
     problem = str(error).partition("\n")[0]
   if problem:
-    raise ValueError(f"compact: channels of {', '.join(found.kept)} cannot be cut out of {type(network.backbone).__name__}: something beside convolutions "
-                     f"and dense layers, as a normalization over channels, depends on how many there are ({problem}).")
+    raise ValueError(f"compact: channels of {', '.join(found.kept)} cannot be cut out of {type(network.backbone).__name__}: something beside "
+                     f"convolutions and dense layers, as a normalization over channels, depends on how many there are ({problem}).")
 
 
 def _module(tree, path):

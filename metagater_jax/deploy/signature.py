@@ -46,7 +46,8 @@ def inference(network: GatedNetwork, params: Params, image_shape: tuple[int, ...
     The signature: "images" to "logits".
   """
   size = jax.export.symbolic_shape("batch")[0] if batch is None else batch
-  return Signature(lambda images: (network.apply(params, images)[0],), {"images": jax.ShapeDtypeStruct((size, *image_shape), jnp.float32)}, ("logits",))
+  images = jax.ShapeDtypeStruct((size, *image_shape), jnp.float32)
+  return Signature(lambda images: (network.apply(params, images)[0],), {"images": images}, ("logits",))
 
 
 def adaptation(network: GatedNetwork, adapt: Callable[[Params, Batch], Params], params: Params, image_shape: tuple[int, ...], *, samples: int,
@@ -95,7 +96,7 @@ def adaptation(network: GatedNetwork, adapt: Callable[[Params, Batch], Params], 
 
 
 def device_loss(network: GatedNetwork) -> Loss:
-  """`classification_loss` without gathering and scattering, which runtimes on devices lack: the same mean cross-entropy by a product with one-hot labels.
+  """`classification_loss` without gathering and scattering, which runtimes on devices lack: the same mean cross-entropy, by one-hot labels.
 
   Args:
     network: a `GatedNetwork`.

@@ -61,8 +61,8 @@ def to_tflite(signatures: Mapping[str, Signature]) -> bytes:
       return api.export_flatbuffer_to_bytes(module.operation)
     except (ValueError, RuntimeError) as error:
       said = " ".join(line.strip() for line in str(error).splitlines()[:3])
-      raise NotImplementedError(f"to_tflite: LiteRT's converter cannot write this: {said}. Export StableHLO or ONNX, or write what it names with other "
-                                "operators.") from error
+      raise NotImplementedError(f"to_tflite: LiteRT's converter cannot write this: {said}. Export StableHLO or ONNX, or write what it names "
+                                "with other operators.") from error
 
 
 def quantize_tflite(content: bytes, calibration: Mapping[str, np.ndarray], signature: str = "infer") -> bytes:
@@ -70,7 +70,7 @@ def quantize_tflite(content: bytes, calibration: Mapping[str, np.ndarray], signa
 
   Args:
     content: of a .tflite file with float32 weights inside.
-    calibration: arrays by name of the signature's inputs, with a leading axis of examples, each as large as the signature takes it (samples, batch, …).
+    calibration: arrays by name of the signature's inputs, with a leading axis of examples, each as the signature takes it (samples, batch, …).
     signature: its name.
 
   Returns:

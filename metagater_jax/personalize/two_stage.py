@@ -16,9 +16,9 @@ from metagater_jax.nn.gates import sparsity as sparsity_of
 from metagater_jax.optim.penalties import group_lasso, group_norms
 from metagater_jax.personalize.fine_tune import gradient_steps
 from metagater_jax.personalize.personalizer import Personalizer
-from metagater_jax.pruning.masks import masked_loss
+from metagater_jax.pruning.masks import highest_first, masked_loss
 
-__all__ = ["SPARSITY_BY", "adapt_backbone", "adapt_gate", "calibrate_threshold", "constant_gate", "freeze_gate", "highest_first", "keep_channels",
+__all__ = ["SPARSITY_BY", "adapt_backbone", "adapt_gate", "calibrate_threshold", "constant_gate", "freeze_gate", "keep_channels",
            "log_odds_quantile", "shift_gate", "two_stage"]
 
 SPARSITY_BY = ("log_odds", "group_norm", "budget")
@@ -26,8 +26,9 @@ SPARSITY_BY = ("log_odds", "group_norm", "budget")
 _group_lasso = group_lasso(gate_groups)
 
 
-def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int = 1, gate_steps: int | None = None, target_sparsity: float | None = None,
-              sparsity_by: str = "log_odds", keep: Mapping[str, int] | None = None, frozen: bool = False, network: GatedNetwork | None = None, gate_loss: Loss | None = None,
+def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int = 1, gate_steps: int | None = None,
+              target_sparsity: float | None = None, sparsity_by: str = "log_odds", keep: Mapping[str, int] | None = None, frozen: bool = False,
+              network: GatedNetwork | None = None, gate_loss: Loss | None = None,
               chunk: int = 64, task_axis: str | int = "auto") -> Personalizer:
   """MetaGater's adaptation: stage I `adapt_gate`, stage II `adapt_backbone`, from the meta-model to the model of a target task.
 
@@ -275,20 +276,6 @@ def keep_channels(network: GatedNetwork, params: Params, data: TaskData | Batch,
     kept = sparsity[layer] if isinstance(sparsity, Mapping) else jnp.maximum(jnp.round((1 - sparsity) * values.shape[0]), 1)
     return highest_first(values) < kept
   return constant_gate(params["gate"], {layer: highest(layer, values) for layer, values in log_odds.items()})
-
-
-def highest_first(values: jax.Array) -> jax.Array:
-  """Each number's rank, 0 for the highest; of equal ones the first comes first. By comparisons alone: runtimes on devices do not sort.
-
-  Args:
-    values: (n,), not many.
-
-  Returns:
-    (n,) integers.
-  """
-  place = jnp.arange(values.shape[0])
-  before = (values[None] > values[:, None]) | ((values[None] == values[:, None]) & (place[None] < place[:, None]))
-  return before.sum(1, dtype=jnp.int32)
 
 
 def log_odds_quantile(network: GatedNetwork, params: Params, data: TaskData | Batch, sparsity: float | jax.Array, *, frozen: bool = False,

@@ -16,7 +16,8 @@ from metagater_jax.core.checks import check_one_of, check_sparsity
 from metagater_jax.core.trees import Params, like, named_leaves, precision_of
 from metagater_jax.data.batching import Loss
 
-__all__ = ["GRANULARITIES", "SCOPES", "apply_mask", "effective_mask", "is_kernel", "make_mask", "mask_sparsity", "mask_state", "masked_loss",
+__all__ = ["GRANULARITIES", "SCOPES", "apply_mask", "effective_mask", "highest_first", "is_kernel", "make_mask", "mask_sparsity", "mask_state",
+           "masked_loss",
            "nonzero_mask", "prune_further"]
 
 SCOPES = ("global", "layer")
@@ -248,13 +249,33 @@ def effective_mask(function: Callable[[Params, jax.Array], jax.Array], mask: Par
   return jax.tree.map(lambda c, slope: c * (slope != 0), mask, jax.jit(jax.grad(some_sum))(params))
 
 
+def highest_first(values: jax.Array) -> jax.Array:
+  """Each number's rank, 0 for the highest; of equal ones the first comes first.
+
+  Args:
+    values: (n,). Of up to 1,024 (a layer's channels) the ranks are found by comparisons alone: runtimes on devices do not sort.
+
+  Returns:
+    (n,) integers.
+
+  >>> import jax.numpy as jnp
+  >>> highest_first(jnp.array([1.0, 3.0, 3.0, 2.0])).tolist()
+  [3, 0, 1, 2]
+  """
+  place = jnp.arange(values.shape[0], dtype=jnp.int32)
+  if values.shape[0] > 1024:
+    return jnp.zeros_like(place).at[jnp.argsort(-values, stable=True)].set(place)
+  before = (values[None] > values[:, None]) | ((values[None] == values[:, None]) & (place[None] < place[:, None]))
+  return before.sum(1, dtype=jnp.int32)
+
+
 def _is_key(leaf):
   return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
 
 def _spare_best(scores):
   flat = jnp.ravel(scores)
-  return flat.at[jnp.argmax(flat)].set(jnp.inf).reshape(scores.shape)
+  return jnp.where(jnp.arange(flat.size) == jnp.argmax(flat), jnp.inf, flat).reshape(scores.shape)
 
 
 def _of_weights(kept: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> list[jax.Array]:
@@ -277,8 +298,7 @@ def _keep_highest(scores: dict[str, jax.Array], sparsity) -> dict[str, jax.Array
   flat = jnp.concatenate([score.ravel() for score in scores.values()])
   remove = jnp.minimum(jnp.round(sparsity * flat.size).astype(jnp.int32), flat.size - len(scores))
   # By rank, not by a threshold, so that ties do not change the number.
-  order = jnp.argsort(-flat, stable=True)
-  kept = jnp.zeros_like(flat).at[order].set((jnp.arange(flat.size) < flat.size - remove).astype(flat.dtype))
+  kept = (highest_first(flat) < flat.size - remove).astype(flat.dtype)
   sizes = [score.size for score in scores.values()]
   parts: Sequence[jax.Array] = jnp.split(kept, list(_running(sizes))[:-1])
   return {path: part.reshape(score.shape) for (path, score), part in zip(scores.items(), parts)}

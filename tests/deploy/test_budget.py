@@ -30,7 +30,8 @@ def test_it_is_two_stage_without_the_channels_that_are_off(task, steps, gate_ste
   small, index = jax.jit(budget.adapt)(params, batch)
   assert {group: kept.tolist() for group, kept in index.items()} == {group: kept.tolist() for group, kept in expected.kept.items()}
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), small, expected.params)
-  assert small["gate"] == {} and {layer.name: layer.outputs for layer in budget.network.layers(IMAGE)} == {"conv1": 4, "conv2": 3, "conv3": 5, "output": 4}
+  widths = {layer.name: layer.outputs for layer in budget.network.layers(IMAGE)}
+  assert small["gate"] == {} and widths == {"conv1": 4, "conv2": 3, "conv3": 5, "output": 4}
   # Put back, it is the whole network's answer, and channels that are off have the meta-model's weights.
   back = budget.cutting.put(small, index, whole.params)
   np.testing.assert_allclose(network.apply(back, batch.images)[0], network.apply(whole.params, batch.images)[0], atol=1e-5)
