@@ -178,3 +178,14 @@ def test_the_top_has_what_most_users_need():
     assert module.__doc__ and all(hasattr(module, name) for name in module.__all__)
   everywhere = {name for wing in wings for name in getattr(mg, wing).__all__}
   assert set(mg.__all__) - set(wings) <= everywhere  # what is at the top is in a wing, too
+
+
+def test_a_network_for_a_device():
+  network = mg.GatedNetwork(mg.ConvNet4(classes=3, widths=(4, 8, 32)), ("conv3",))
+  params = network.init(jax.random.key(0), (8, 8, 1))
+  images = jax.random.normal(jax.random.key(1), (6, 8, 8, 1))
+  names = {"mg": mg, "network": network, "loss": mg.classification_loss(network), "model": mg.Model(params), "calibration": np.asarray(images)[:, None],
+           "batch": mg.data.Batch(images, jnp.arange(6) % 3, jnp.ones(6))}
+  exec(block("docs/device.md", "from metagater_jax import deploy"), names)
+  assert names["small"].kept["conv3"].size == 24
+  assert len(names["integers"]) < len(names["content"]) and len(names["adapts"]) > len(names["content"]) > len(names["anywhere"]) > 0

@@ -38,7 +38,7 @@ def within_budget(network: GatedNetwork, image_shape: tuple[int, ...], keep: Map
   """`two_stage(keep=…)` whose second stage runs on the kept channels alone.
 
   Stage I takes a step of the gates; of each layer the channels of the highest mean log-odds on the task's data are kept, always on; stage II
-  descends on the network that consists of them. Its result is what `two_stage` gives, without the weights of channels that are off, for the work of the small
+  descends on the network of these. Its result is what `two_stage` gives, without the weights of channels that are off, for the work of the small
   network. What lies below the first gate is the same in both stages, and a compiler computes it once where the data is one `Batch`.
 
   Args:

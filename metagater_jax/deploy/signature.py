@@ -67,8 +67,8 @@ def adaptation(network: GatedNetwork, adapt: Callable[[Params, Batch], Params], 
     served: the network of the adapted parameters; None: `network`.
 
   Returns:
-    "initial": () to the parameters by name; "adapt": parameters, "images" (samples, …), "labels" (samples,) int32 and "weight" (samples,) to the adapted
-    ones; "infer": adapted parameters and "images" (batch, …) to "logits".
+    "initial": () to the parameters by name; "adapt": parameters, "images" (samples, …), "labels" (samples,) int32 and "weight" (samples,) to the
+    adapted ones; "infer": adapted parameters and "images" (batch, …) to "logits".
 
   >>> import jax, metagater_jax as mg
   >>> network = mg.GatedNetwork(mg.ConvNet4(classes=4, widths=(4, 8, 8)), ("conv3",))

@@ -10,5 +10,5 @@ from metagater_jax.nn.resized import Resized
 
 __all__ = ["MLP", "ChannelGate", "ConvNet4", "ConvNet7", "ConvUnit", "FewShotConvNet", "GatedNetwork", "GatedOutputs", "Layer", "NormalizedConv",
            "ResNet12", "Resized", "SensorNet", "average_pool", "binarize", "classification_loss", "conv_as_matmul", "dense_cost", "drop",
-           "drop_entries", "gate_cost", "gate_groups", "gated_macs", "gated_parameters", "head_of", "logistic_noise", "masked_macs", "max_pool", "native_operators",
-           "network_layers", "sparsity", "without_dropout"]
+           "drop_entries", "gate_cost", "gate_groups", "gated_macs", "gated_parameters", "head_of", "logistic_noise", "masked_macs", "max_pool",
+           "native_operators", "network_layers", "sparsity", "without_dropout"]

@@ -8,5 +8,6 @@ from metagater_jax.pruning.scores import AVERAGES, PLACES, Score, anp, contribut
 from metagater_jax.pruning.transform import GradualPruningState, find_pruning, gradual_pruning, pruning_mask
 
 __all__ = ["AVERAGES", "GRANULARITIES", "SCHEDULES", "SCOPES", "GradualPruningState", "PLACES", "PruningSchedule", "Score", "anp", "apply_mask",
-           "contribution", "effective_mask", "find_pruning", "gradual_pruning", "highest_first", "is_kernel", "magnitude", "make_mask", "mask_sparsity",
-           "mask_state", "masked_loss", "nonzero_mask", "prune_further", "pruning_mask", "random", "snip", "sparsity_schedule", "staged_schedule"]
+           "contribution", "effective_mask", "find_pruning", "gradual_pruning", "highest_first", "is_kernel", "magnitude", "make_mask",
+           "mask_sparsity", "mask_state", "masked_loss", "nonzero_mask", "prune_further", "pruning_mask", "random", "snip", "sparsity_schedule",
+           "staged_schedule"]

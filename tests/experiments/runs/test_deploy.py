@@ -86,7 +86,7 @@ def test_channels_chosen_without_gates(tmp_path, gated):
   assert own["kept"] == {"conv3": 8} and own["accuracy"]["masked"] == pytest.approx(own["accuracy"]["compact"], abs=1e-6)
   place = read_result(tmp_path / "dense")["target_tasks"].index(int(next(iter(content["tasks"]))))
   assert own["accuracy"]["dense"] == pytest.approx(dense["accuracy"]["per_task"][place], abs=1e-6)  # the same model, fine-tuned
-  assert "LiteRT" in own["adapt"]["dense"]["failed"] and "ms" not in own["adapt"]  # it sorts, which LiteRT does not
+  assert own["adapt"]["ms"] > 0 and own["adapt"]["dense"]["max_difference"] < 1e-5 and "restricted" not in own["adapt"]
 
 
 def test_a_file_that_is_not_what_jax_computes_is_not_left(gated, tmp_path, monkeypatch):
