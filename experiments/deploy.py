@@ -28,12 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--batches", type=numbers, default=[1, 32], help="images at a time: files are of the first, all are timed; default: 1,32")
   parser.add_argument("--repeats", type=int, default=200, help="of each measurement; default: 200")
   parser.add_argument("--samples", type=int, default=64, help="that the file which adapts takes; default: 64")
+  parser.add_argument("--page", action="store_true", help="a web page for each task, in which it adapts (LiteRT.js; see docs/device.md)")
   parser.add_argument("--data_dir", help="where the data is, if not where the run found it")
   options = parser.parse_args(arguments)
 
   def body():
     deploy_run(options.workdir, options.task, formats=options.format, threshold=options.threshold, always_on=options.always_on,
-               batches=options.batches, repeats=options.repeats, samples=options.samples, data_dir=options.data_dir, log=partial(print, flush=True))
+               batches=options.batches, repeats=options.repeats, samples=options.samples, page=options.page,
+               data_dir=options.data_dir, log=partial(print, flush=True))
     print(report_deploy(options.workdir))
   study_command("experiments.deploy", body)
 

@@ -1,7 +1,9 @@
 """From a finished run to files for devices: adapt, cut out what a task does not use, export, verify, measure; one task or all."""
 
+import base64
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,14 +27,16 @@ from metagater_jax.core.trees import named_leaves
 __all__ = ["FORMATS", "deploy_run"]
 
 FORMATS = ("tflite", "onnx", "stablehlo")
-_SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "device" / "adapt.py"
+_DEVICE = Path(__file__).resolve().parents[2] / "examples" / "device"
+_SHOWN = 100  # test images at most in a page
 _VERIFIED = 256  # test images at most that a file is compared on
 _CALIBRATION = 200  # train images at most that the ranges of integers come from
 _ROUND_OFF = 1e-4  # of the largest logit
 
 
 def deploy_run(workdir: str | Path, tasks: Sequence[int] | None = None, *, formats: Sequence[str] = ("tflite", "onnx"), threshold: float = 0.0,
-               always_on: bool = False, batches: Sequence[int] = (1, 32), repeats: int = 200, samples: int = 64, data_dir: str | None = None,
+               always_on: bool = False, batches: Sequence[int] = (1, 32), repeats: int = 200, samples: int = 64, page: bool = False,
+               data_dir: str | None = None,
                log: Callable[[str], None] = print) -> dict[str, Any]:
   """Writes files, model cards and `deploy.json` to the folder `deploy` of a run.
 
@@ -47,6 +51,7 @@ def deploy_run(workdir: str | Path, tasks: Sequence[int] | None = None, *, forma
     batches: sizes that are timed; files are of the first.
     repeats: of each measurement.
     samples: that the file which adapts takes.
+    page: whether each task gets a folder with a web page in which it adapts, with its samples.
     data_dir: where the data is, if not where the run found it.
     log: gets a line per task.
 
@@ -87,7 +92,7 @@ def deploy_run(workdir: str | Path, tasks: Sequence[int] | None = None, *, forma
   folder = workdir / "deploy"
   folder.mkdir(exist_ok=True)
   options = {"threshold": threshold, "always_on": always_on, "batches": list(batches), "repeats": repeats, "samples": samples,
-             "formats": list(formats)}
+             "formats": list(formats), "page": page}
   found = {}
   for task in tasks or targets:
     start = time.perf_counter()
@@ -144,6 +149,8 @@ class _Run:
     self._time(own, folder, networks, train, options)
     if "tflite" in options["formats"]:
       own["adapt"] = self._adaptation(task, folder, train, test, options)
+      if options.get("page") and "failed" not in own["adapt"]["dense"]:
+        self._page(task, folder, train, test, classes, options)
     return own
 
   def _macs(self, network):
@@ -227,7 +234,7 @@ class _Run:
         path.write_bytes(content)
         with tempfile.TemporaryDirectory() as scratch:
           np.savez(Path(scratch) / "data.npz", images=train[0][:count], labels=train[1][:count], test_images=test[0], test_labels=test[1])
-          done = subprocess.run([sys.executable, _SCRIPT, path, Path(scratch) / "data.npz", "--save", Path(scratch) / "adapted.npz"],
+          done = subprocess.run([sys.executable, _DEVICE / "adapt.py", path, Path(scratch) / "data.npz", "--save", Path(scratch) / "adapted.npz"],
                                 capture_output=True, text=True, check=False)
           if done.returncode:
             raise NotImplementedError(f"LiteRT cannot run it: {' '.join(done.stderr.strip().splitlines()[-2:])}")
@@ -244,6 +251,17 @@ class _Run:
         found[name]["failed"] = "differs from JAX"
     first = found.get("restricted", found["dense"])
     return {**({} if "failed" in first else {"ms": first["ms"], "max_difference": first["max_difference"]}), **found}
+
+
+  def _page(self, task, folder, train, test, classes, options):
+    """A folder that a web server shows: the page of examples/device/page, with this task's model and samples."""
+    page = folder / f"page-{task}"
+    shutil.copytree(_DEVICE / "page", page, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
+    shutil.copyfile(folder / f"task-{task}-adapt.tflite", page / "model.tflite")
+    part = lambda rows, count: {"images": base64.b64encode(np.ascontiguousarray(rows[0][:count], "<f4").tobytes()).decode(),
+                                "labels": rows[1][:count].tolist()}
+    records.write_json(page / "data.json", {"title": f"{self.name}, task {task}", "classes": classes, "shape": list(self.shape),
+                                            "samples": options["samples"], "train": part(train, options["samples"]), "test": part(test, _SHOWN)})
 
 
 _WRITERS = {"tflite": lambda signature: mg.deploy.to_tflite({"infer": signature}), "onnx": lambda signature: mg.deploy.to_onnx(signature),

@@ -86,7 +86,11 @@ def adaptation(network: GatedNetwork, adapt: Callable[[Params, Batch], Params], 
   shapes = lambda flat: {name: spec(*leaf.shape, dtype=leaf.dtype) for name, leaf in flat.items()}
 
   def adapted(*arrays):
-    return tuple(_flat(adapt(_nested(before, arrays[:-3]), Batch(*arrays[-3:]))).values())
+    found = _flat(adapt(_nested(before, arrays[:-3]), Batch(*arrays[-3:])))
+    # What does not depend on the inputs (W₂ of gates that became constant) would be a constant of the file, equal ones the same one, and LiteRT.js
+    # then knows only one of their names.
+    tied = dict(zip(before, arrays))
+    return tuple(leaf + jnp.minimum(jnp.abs(tied[name]), 0) if name in tied and tied[name].shape == leaf.shape else leaf for name, leaf in found.items())
 
   def infer(*arrays):
     return (served.apply(_nested(after, arrays[:-1]), arrays[-1])[0],)
