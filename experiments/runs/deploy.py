@@ -141,11 +141,12 @@ class _Run:
         "macs": {name: self._macs(network) for name, (network, _) in networks.items()},
         "parameters": {name: sum(int(leaf.size) for leaf in jax.tree.leaves(params)) for name, (_, params) in networks.items()},
         "kept": {layer: len(numbers) for layer, numbers in small.kept.items()},
-        "bytes": {}, "latency_us": {}, "files": {}, "failed": {}}
+        "bytes_by_format": {}, "latency_us": {}, "files": {}, "failed": {}}
     classes = sorted({int(label) for label in train[1]})
     for name, (network, params) in networks.items():
       for form in options["formats"]:
         self._file(own, task, folder, name, form, network, params, train, test, classes, options)
+    own["bytes"] = next(iter(own["bytes_by_format"].values()), {})  # of the first format
     self._time(own, folder, networks, train, options)
     if "tflite" in options["formats"]:
       own["adapt"] = self._adaptation(task, folder, train, test, options)
@@ -181,7 +182,7 @@ class _Run:
           own["accuracy"]["int8" if name == "compact" else label] = float((found.argmax(-1) == test[1]).mean())
       path.write_bytes(content)
       own["files"][f"{label}.{form}"] = path.name
-      own["bytes"].setdefault(form, {})["int8" if label == "compact_int8" else label] = len(content)
+      own["bytes_by_format"].setdefault(form, {})["int8" if label == "compact_int8" else label] = len(content)
       records.write_json(path.with_name(path.name + ".json"), {
           "run": self.name, "seed": self.config.seed, "task": task, "classes": classes, "network": type(self.network.backbone).__name__,
           "input": {"images": [batch if form == "tflite" else "batch", *self.shape],

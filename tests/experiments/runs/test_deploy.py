@@ -1,5 +1,6 @@
 """From a run to files: what deploy.json says, what the files do, and what is refused."""
 
+import base64
 import json
 
 import numpy as np
@@ -124,11 +125,18 @@ def test_runs_in_which_nothing_can_be_cut(tmp_path):
 def test_the_command_prints_a_table_and_draws_a_figure(gated):
   workdir, content, _ = gated
   task = next(iter(content["tasks"]))
-  outcome = call(main, f"--workdir={workdir}", f"--task={task}", "--batches=1,4", "--repeats=2", "--samples=8", "--threshold=0.1", "--always_on")
+  outcome = call(main, f"--workdir={workdir}", f"--task={task}", "--batches=1,4", "--repeats=2", "--samples=8", "--threshold=0.1", "--always_on",
+                 "--page")
   assert outcome.status == 0, outcome.err
   for words in ("compact is", "µs, onnxruntime, batch 4", "adapting on the device, restricted", "deploy.png"):
     assert words in outcome.out
   assert (workdir / "deploy.png").stat().st_size > 10_000
+  page = workdir / "deploy" / f"page-{task}"
+  assert {path.name for path in page.iterdir()} == {"index.html", "page.js", "package.json", "model.tflite", "data.json"}
+  data = json.loads((page / "data.json").read_text())
+  images = np.frombuffer(base64.b64decode(data["train"]["images"]), "<f4").reshape(-1, *data["shape"])
+  assert len(images) == len(data["train"]["labels"]) == data["samples"] == 8
+  assert (page / "model.tflite").read_bytes() == (workdir / "deploy" / f"task-{task}-adapt.tflite").read_bytes()
 
 
 def test_calls_are_timed_by_turns():
