@@ -28,7 +28,7 @@ def deploy_table(content: Mapping[str, Any]) -> str:
   ratio = lambda pair: f"{pair['dense']:,.0f} dense, {pair['compact']:,.0f} compact ({pair['compact'] / pair['dense']:.2f})"
   rows = [("accuracy", ", ".join(f"{name} {100 * value:.1f} %" for name, value in mean["accuracy"].items())),
           ("multiply-accumulates per image", ratio(mean["macs"])), ("parameters", ratio(mean["parameters"])),
-          *((f"bytes, .{form}", ", ".join(f"{name} {value:,.0f}" for name, value in sizes.items())) for form, sizes in mean["bytes"].items())]
+          *((f"bytes, .{form}", ", ".join(f"{name} {value:,.0f}" for name, value in sizes.items())) for form, sizes in mean["bytes_by_format"].items())]
   for key, times in mean.items():
     if key.startswith("latency_us"):
       batch = key.rpartition("_")[2] if "batch" in key else content["options"]["batches"][0]
@@ -116,7 +116,7 @@ def files_table(entries: Sequence[Mapping[str, Any]]) -> str:
         _over(own, lambda mean: ratio(mean, "litert", "compact"), digits=2) + " ×",
         _over(own, lambda mean: ratio(mean, "onnxruntime", "compact"), digits=2) + " ×" if all(
             "onnxruntime" in entry["mean"]["latency_us"] for entry in own) else "",
-        " / ".join(f"{np.mean([entry['mean']['bytes']['tflite'][name] for entry in own]) / 1000:.0f}" for name in ("dense", "compact", "int8"))])
+        " / ".join(f"{np.mean([entry['mean']['bytes_by_format']['tflite'][name] for entry in own]) / 1000:.0f}" for name in ("dense", "compact", "int8"))])
   return table(["run, channels that a task keeps", "seeds", "accuracy (%): dense / compact / int8", "MACs", "LiteRT, µs: dense / compact / int8",
                 "compact is faster", "in ONNX Runtime", "KB, .tflite"], rows)
 

@@ -37,7 +37,8 @@ def test_deploy_json_has_what_a_reader_looks_for(gated):
     assert own["accuracy"].keys() >= {"dense", "compact", "int8"} and own["macs"].keys() == {"dense", "compact"}
     assert own["latency_us"].keys() == {"litert", "onnxruntime"}
     assert all(times["dense"] > 0 and times["compact"] > 0 for times in own["latency_us"].values())
-    assert own["bytes"]["tflite"]["int8"] < own["bytes"]["tflite"]["compact"] < own["bytes"]["tflite"]["dense"]
+    assert own["bytes"]["int8"] < own["bytes"]["compact"] < own["bytes"]["dense"]
+    assert own["bytes"] == own["bytes_by_format"]["tflite"] and own["bytes_by_format"].keys() == {"tflite", "onnx"}
     assert own["adapt"]["ms"] > 0 and own["adapt"]["max_difference"] < 1e-5
     assert own["adapt"]["restricted"]["accuracy"] == pytest.approx(own["adapt"]["dense"]["accuracy"], abs=0.02)
   # The network that is cut out is the run's own, and costs what the run's accounting says without the gate.
