@@ -88,14 +88,16 @@ def merge(held: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
   """Two reports as one: protocols of both; what the new one says of a protocol takes the place of all that the held one does."""
   held = _of_today(held)
   own = set(new["protocols"])
+  place = lambda protocol: list(PROTOCOL_LABELS).index(protocol)  # in the order of the paper, whichever was recorded last
   stays = lambda part: {protocol: value for protocol, value in held.get(part, {}).items() if protocol not in own}
-  content = {part: stays(part) | new[part] for part in ("protocols", "curves", "channels")}
+  content = {part: dict(sorted((stays(part) | new[part]).items(), key=lambda item: place(item[0]))) for part in ("protocols", "curves", "channels")}
   content["tables"] = {}
   for number in TABLES:
     parts = [part["tables"].get(number) for part in (held, new)]
     if any(parts):
       old = [row for row in (parts[0] or {"rows": []})["rows"] if row["protocol"] not in own]
-      content["tables"][number] = {**(parts[1] or parts[0]), "rows": old + (parts[1] or {"rows": []})["rows"]}
+      content["tables"][number] = {**(parts[1] or parts[0]), "rows": sorted(
+          old + (parts[1] or {"rows": []})["rows"], key=lambda row: place(row["protocol"]))}
   content["settings"] = {key: value for key, value in held["settings"].items() if key.split("-")[0] not in own} | new["settings"]
   used = {f"settings of {protocol['tuned']}" for protocol in content["protocols"].values()}
   content["reasons"] = {name: reasons for name, reasons in (held["reasons"] | new["reasons"]).items()
