@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import fewshot, lasso, pipeline, roofline, rounds, scaling
+from benchmarks import devices, fewshot, lasso, pipeline, roofline, rounds, scaling
 from benchmarks.measure import cores, machine
 
 # Seconds after which `--quick` begins nothing more. A section takes some ten seconds of compiling and as many of measuring.
@@ -30,7 +30,8 @@ def _sections(options):
       "command": partial(pipeline.command, data_dir=options.data_dir),
       "populations": scaling.populations, "cohorts": scaling.cohorts, "steps": scaling.steps_and_widths,
       "memory": scaling.larger_than_memory, "table1": partial(roofline.table1_row, data_dir=options.data_dir),
-      "lasso": lasso.lasso, "maml": fewshot.meta_steps, "anp": fewshot.scores}
+      "lasso": lasso.lasso, "maml": fewshot.meta_steps, "anp": fewshot.scores, "compact": devices.compact,
+      "dynamic": devices.dynamic}
 
 
 def main() -> None:

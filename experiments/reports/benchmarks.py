@@ -9,7 +9,7 @@ __all__ = ["SECTIONS", "machine", "section_table"]
 # Sections of `python -m benchmarks` whose rows with a key a page shows, by the page's part; all rows are in the record.
 SECTIONS: dict[str, tuple[str, ...]] = {
     "rounds": ("rounds", "bfloat16", "table1"), "others": ("others", "lasso"), "scale": ("populations", "cohorts", "memory"),
-    "start": ("loading", "command"), "fewshot": ("maml", "anp")}
+    "start": ("loading", "command"), "fewshot": ("maml", "anp"), "devices": ("compact", "dynamic")}
 
 
 def machine(figures: dict[str, Any]) -> str:

@@ -124,9 +124,9 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "sparsity": ("sparsity_curve.json", lambda curves: _sparsity_table(curves)),
     "anchor": ("pfedme_anchor.json", lambda figures: _anchor_table(figures)),
     "bfloat16": ("bfloat16.json", lambda figures: _bfloat16_table(figures)),
-    **{f"benchmark_{name}": ("benchmark.json", lambda figures, name=name: benchmarks.section_table(figures, name))
+    **{f"benchmark_{name}": ("devices.json" if name == "devices" else "benchmark.json", lambda figures, name=name: benchmarks.section_table(figures, name))
        for name in benchmarks.SECTIONS},
-    "machine": ("benchmark.json", benchmarks.machine),
+    "machine": ("benchmark.json", benchmarks.machine), "machine_devices": ("devices.json", benchmarks.machine),
     "fewshot": ("fewshot.json", fewshot.runs_table), "fewshot_pairs": ("fewshot.json", fewshot.pairs_table),
     "gates": ("gates/gates.json", gates.accuracies), "gates_differences": ("gates/gates.json", gates.differences_table),
     "gates_behaviour": ("gates/gates.json", gates.behaviour), "gates_summary": ("gates/gates.json", gates.summary),

@@ -67,8 +67,10 @@ def deploy_run(workdir: str | Path, tasks: Sequence[int] | None = None, *, forma
     check_known("format", name, FORMATS)
   if repeats < 1 or samples < 1 or not batches or min(batches) < 1:
     raise ConfigError(f"repeats, samples and batches must be at least 1, got {repeats}, {samples} and {list(batches)}.")
-  config = base_config()
-  config.update(records.read_config(workdir))
+  config, held = base_config(), records.read_config(workdir)
+  if "learner" in held:
+    raise ConfigError(f"{workdir} is a few-shot run; its tasks are episodes, not devices. metagater_jax.deploy makes files of a network in your own code.")
+  config.update(held)
   config.personalizer = config.personalizer or registry.default_personalizer(config.algorithm, config.gated)
   config.data_dir = data_dir or config.data_dir
   if not config.gated and not registry.PERSONALIZERS[config.personalizer].prunes:
