@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--format", type=words, default=["tflite", "onnx"], help=f"some of {', '.join(FORMATS)}; default: tflite,onnx")
   parser.add_argument("--threshold", type=float, default=0.0, help="cut channels that are on for no more than this part of a task's data; default: 0")
   parser.add_argument("--always_on", action="store_true", help="what is kept is always on: no gates in the files")
+  parser.add_argument("--multiple", type=int, default=8, help="numbers of channels are rounded up to multiples of this; default: 8")
   parser.add_argument("--batches", type=numbers, default=[1, 32], help="images at a time: files are of the first, all are timed; default: 1,32")
   parser.add_argument("--repeats", type=int, default=200, help="of each measurement; default: 200")
   parser.add_argument("--samples", type=int, default=64, help="that the file which adapts takes; default: 64")
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
   def body():
     deploy_run(options.workdir, options.task, formats=options.format, threshold=options.threshold, always_on=options.always_on,
-               batches=options.batches, repeats=options.repeats, samples=options.samples, page=options.page,
+               multiple=options.multiple, batches=options.batches, repeats=options.repeats, samples=options.samples, page=options.page,
                data_dir=options.data_dir, log=partial(print, flush=True))
     print(report_deploy(options.workdir))
   study_command("experiments.deploy", body)

@@ -35,7 +35,7 @@ _ROUND_OFF = 1e-4  # of the largest logit
 
 
 def deploy_run(workdir: str | Path, tasks: Sequence[int] | None = None, *, formats: Sequence[str] = ("tflite", "onnx"), threshold: float = 0.0,
-               always_on: bool = False, batches: Sequence[int] = (1, 32), repeats: int = 200, samples: int = 64, page: bool = False,
+               always_on: bool = False, multiple: int = 8, batches: Sequence[int] = (1, 32), repeats: int = 200, samples: int = 64, page: bool = False,
                data_dir: str | None = None,
                log: Callable[[str], None] = print) -> dict[str, Any]:
   """Writes files, model cards and `deploy.json` to the folder `deploy` of a run.
@@ -48,6 +48,7 @@ def deploy_run(workdir: str | Path, tasks: Sequence[int] | None = None, *, forma
     formats: some of `FORMATS`.
     threshold: a channel goes that is on for no more than this part of a task's train data.
     always_on: channels that are kept are always on, so that files have no gates.
+    multiple: numbers of channels are rounded up to multiples of this.
     batches: sizes that are timed; files are of the first.
     repeats: of each measurement.
     samples: that the file which adapts takes.
@@ -65,8 +66,8 @@ def deploy_run(workdir: str | Path, tasks: Sequence[int] | None = None, *, forma
   records.read_result(workdir)
   for name in formats:
     check_known("format", name, FORMATS)
-  if repeats < 1 or samples < 1 or not batches or min(batches) < 1:
-    raise ConfigError(f"repeats, samples and batches must be at least 1, got {repeats}, {samples} and {list(batches)}.")
+  if min(repeats, samples, multiple, *batches, 1 if batches else 0) < 1:
+    raise ConfigError(f"repeats, samples, multiple and batches must be at least 1, got {repeats}, {samples}, {multiple} and {list(batches)}.")
   config, held = base_config(), records.read_config(workdir)
   if "learner" in held:
     raise ConfigError(f"{workdir} is a few-shot run; its tasks are episodes, not devices. metagater_jax.deploy makes files of a network in your own code.")
@@ -93,7 +94,7 @@ def deploy_run(workdir: str | Path, tasks: Sequence[int] | None = None, *, forma
       raise ConfigError(f"task {task} is no target task of this run; they are {', '.join(map(str, targets))}.")
   folder = workdir / "deploy"
   folder.mkdir(exist_ok=True)
-  options = {"threshold": threshold, "always_on": always_on, "batches": list(batches), "repeats": repeats, "samples": samples,
+  options = {"threshold": threshold, "always_on": always_on, "multiple": multiple, "batches": list(batches), "repeats": repeats, "samples": samples,
              "formats": list(formats), "page": page}
   found = {}
   for task in tasks or targets:
@@ -135,7 +136,8 @@ class _Run:
     train, test = (_rows(data) for data in (self.population.train(task), self.population.test(task)))
     kept = mg.deploy.kept_channels(self.network, adapted, self.shape, self.population.train(task) if self.config.gated else None,
                                    threshold=options["threshold"], chunk=self.config.chunk)
-    small = mg.deploy.compact(self.network, adapted, self.shape, kept, drop_gates=options["always_on"])
+    small = mg.deploy.compact(self.network, adapted, self.shape, kept, drop_gates=options["always_on"],
+                              multiple=options.get("multiple", 1))
     networks = {"dense": (self.plain, {"backbone": dense.params["backbone"], "gate": {}}), "compact": (small.network, small.params)}
     own = {
         "accuracy": {"gated" if self.config.gated else "masked": float(self._accuracy_gated(adapted, task)),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from metagater_jax.core.checks import check_counts
 from metagater_jax.core.trees import Model, Params
 from metagater_jax.data.batching import mean_over_task
 from metagater_jax.data.population import Batch, TaskData
@@ -207,7 +208,7 @@ class Cutting:
 
 
 def compact(network: GatedNetwork, model: Model, image_shape: tuple[int, ...], kept: Mapping[str, np.ndarray] | None = None, *,
-            drop_gates: bool = False) -> Compact:
+            drop_gates: bool = False, multiple: int = 1) -> Compact:
   """A model without the channels that a task does not use.
 
   The outputs are the model's, to round-off, for every input whose masks lie in what is kept. That what lies between the layers lets channels be cut
@@ -220,6 +221,8 @@ def compact(network: GatedNetwork, model: Model, image_shape: tuple[int, ...], k
     kept: (channels,) booleans by layer, see `kept_channels`; None: what it says without data.
     drop_gates: whether channels that are kept are always on, so that no gate is left. Without, gates that depend on the input stay, and only those
       go that are on for every input.
+    multiple: numbers of channels are rounded up to multiples of this by channels of zeros, as far as a layer has so many. Runtimes compute several
+      channels at a time: ONNX Runtime takes longer for 45 channels than for 64.
 
   Returns:
     The smaller network with its parameters. Where all channels of a layer are off, one of them stays as zeros, with a warning.
@@ -235,6 +238,7 @@ def compact(network: GatedNetwork, model: Model, image_shape: tuple[int, ...], k
   >>> small.network.gated_layers, small.params["backbone"]["conv3"]["kernel"].shape, small.kept["conv3"].tolist()
   ((), (3, 3, 8, 3), [0, 1, 2])
   """
+  check_counts(multiple=multiple)
   image_shape = tuple(image_shape)
   kept = kept_channels(network, model, image_shape) if kept is None else {name: np.asarray(used, bool) for name, used in kept.items()}
   layers = network.layers(image_shape)
@@ -253,6 +257,8 @@ def compact(network: GatedNetwork, model: Model, image_shape: tuple[int, ...], k
     if not used.any():
       warnings.warn(f"compact: every channel of {group} is off; one is kept, as zeros, so that the network stays connected.", stacklevel=2)
       used[0] = True
+    if not used.all() and multiple > 1:
+      used[np.flatnonzero(~used)[:-used.sum() % multiple]] = True
   index = {group: np.flatnonzero(used) for group, used in together.items()}
   counts = {layer.name: len(index[joined[layer.name]]) for layer in layers if layer.name != layers[-1].name or layer.name in kept}
   gone = []

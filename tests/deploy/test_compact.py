@@ -155,6 +155,23 @@ def test_an_empty_layer_keeps_one_channel_and_says_so():
   same(small, network, params)
 
 
+@pytest.mark.parametrize("constant", [True, False])
+def test_channels_are_rounded_up_to_what_runtimes_like(constant):
+  network = mg.GatedNetwork(mg.ConvNet4(5, widths=(4, 6, 13)), ("conv2", "conv3"))
+  params = random_params(network)
+  on = {"conv2": [0, 2, 5], "conv3": [1, 4, 6, 9, 12]}
+  masks = {layer: jnp.isin(jnp.arange(width), jnp.array(on[layer])) for layer, width in (("conv2", 6), ("conv3", 13))}
+  if constant:
+    params["gate"] = constant_gate(params["gate"], masks)
+  else:
+    params["gate"] = {layer: {**own, "W2": own["W2"] * masks[layer], "b2": jnp.where(masks[layer], own["b2"], -1)} for layer, own in params["gate"].items()}
+  small = compact(network, mg.Model(params), IMAGE, multiple=4)
+  assert {layer: len(kept) for layer, kept in small.kept.items()} == {"conv2": 4, "conv3": 8}
+  assert all(set(numbers) < set(small.kept[layer].tolist()) for layer, numbers in on.items())
+  same(small, network, params)
+  assert {layer: len(kept) for layer, kept in compact(network, mg.Model(params), IMAGE, multiple=16).kept.items()} == {}  # all of them
+
+
 class Normalized(nn.Module):
   """A normalization over channels between two layers."""
 
