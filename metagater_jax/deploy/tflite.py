@@ -66,7 +66,7 @@ def to_tflite(signatures: Mapping[str, Signature]) -> bytes:
 
 
 def quantize_tflite(content: bytes, calibration: Mapping[str, np.ndarray], signature: str = "infer") -> bytes:
-  """The same network in 8-bit integers, weights by channel and activations by ranges that are found on calibration data.
+  """The same network in 8-bit integers, weights by channel, and activations by the whole ranges that they have on calibration data.
 
   Args:
     content: of a .tflite file with float32 weights inside.
@@ -92,8 +92,10 @@ def quantize_tflite(content: bytes, calibration: Mapping[str, np.ndarray], signa
   examples = [{name: np.asarray(values[i]) for name, values in calibration.items()} for i in range(count.pop())]
   with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # it shows a bar, and warns of its own way of looking at a network
     warnings.simplefilter("ignore")
-    ranges = quantizer.calibrate({signature: examples}, num_threads=1)
-    return bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
+    # The quantizer's own ranges are moving averages over examples, which cut off what only some inputs reach; these are the whole ranges.
+    calibrator = package.calibrator.Calibrator(content, num_threads=1, qsv_update_func=package.calibrator.qsv_utils.min_max_update)
+    calibrator.calibrate({signature: examples}, recipe)
+    return bytes(quantizer.quantize(calibrator.get_model_qsvs(), enable_progress_report=False).quantized_model)
 
 
 def _exported(signature, platforms):
