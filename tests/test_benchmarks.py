@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command_of
-from benchmarks import measure, rounds, scaling
+from benchmarks import devices, measure, rounds, scaling
 from experiments.reports.benchmarks import section_table
+from experiments.runs.runtimes import OnnxRuntime
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -80,3 +81,27 @@ def test_quick_begins_nothing_after_its_minute(capsys, monkeypatch):
   monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick", "--devices=8"])
   command_of.main()
   assert begun == ["a", "b"] and "left out, because the minute is over: c, d; --only=c" in capsys.readouterr().out
+
+
+def test_gathered_filters_give_what_masked_ones_give():
+  import onnx
+  dense, gathered = devices._gathering(6, 3, 8)
+  mask = np.arange(8) % 3 == 0
+  model = onnx.load_from_string(dense)
+  for constant in model.graph.initializer:  # zeros in the place of what the mask leaves out
+    if constant.name in ("k1", "b1"):
+      values = onnx.numpy_helper.to_array(constant) * mask.reshape(-1, *[1] * (len(constant.dims) - 1))
+      constant.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), constant.name))
+  images = np.random.default_rng(1).normal(size=(1, 3, 6, 6)).astype(np.float32)
+  expected = OnnxRuntime(model.SerializeToString())._session.run(None, {"images": images})[0]
+  found = OnnxRuntime(gathered)._session.run(None, {"images": images, "mask": mask})[0]
+  np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_what_compact_files_are_compared_with():
+  rows = list(devices.compact(1, True))
+  assert [row["key"].split()[-1] for row in rows[:2]] == ["litert", "onnxruntime"] and len(rows) == 8
+  # Half of conv2 and conv3: conv1 whole, conv2 half, conv3 a quarter, the dense layer half; of a window of 128 samples, kernels of 5.
+  dense = 128 * 5 * 6 * 32 + 64 * 5 * 32 * 64 + 32 * 5 * 64 * 64 + 16 * 64 * 6
+  half = 128 * 5 * 6 * 32 + 64 * 5 * 32 * 32 + 32 * 5 * 32 * 32 + 16 * 32 * 6
+  assert rows[0]["ideal"] == pytest.approx(dense / half) and all(row["value"] > 0 for row in rows)

@@ -28,7 +28,9 @@ def section_table(figures: dict[str, Any], name: str) -> str:
             if "of_matrix_rate" in row else "")
     compiled = f"{row['compile_seconds']:.1f} s" if "compile_seconds" in row else ""
     rows.append([row["what"], f"{_figure(row['value'])} {row['unit']}", compiled, note])
-  return table(["what", "figure", "compilation", "rate"], rows)
+  header = ["what", "figure", "compilation", "rate"]
+  shown = [column for column in range(len(header)) if column < 2 or any(row[column] for row in rows)]  # without columns that are empty
+  return table([header[column] for column in shown], [[row[column] for column in shown] for row in rows])
 
 
 def _shown(figures, sections=tuple(section for part in SECTIONS.values() for section in part)):
