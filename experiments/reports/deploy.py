@@ -73,7 +73,7 @@ def plot_deploy(path: Path, content: Mapping[str, Any]) -> None:
 
 
 # Fields by which recorded runs are told apart.
-_KEY = ("run", "meta_model", "personalizer", "keep", "adapt_steps", "seed")
+_KEY = ("run", "trained_by", "personalizer", "keep", "adapt_steps", "seed")
 
 
 def merge(held: Sequence[Mapping[str, Any]], content: Mapping[str, Any]) -> list[dict[str, Any]]:

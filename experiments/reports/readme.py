@@ -48,8 +48,8 @@ _FIELDS = ("accuracy", "before_adaptation", "sparsity", "sparsity_std_over_tasks
 
 def _runs(content):
   rows = {}
-  for table in content["tables"].values():
-    for row in table["rows"]:
+  for part in content["tables"].values():
+    for row in part["rows"]:
       for seed in (row["accuracy"] or {"by_seed": {}})["by_seed"]:
         rows[row["protocol"], row["method"], row["local_steps"], int(seed)] = [
             row[field]["by_seed"].get(seed) if row[field] else None for field in _FIELDS]

@@ -38,9 +38,9 @@ def deploy_run(workdir: str | Path, tasks: Sequence[int] | None = None, *, forma
                always_on: bool = False, multiple: int = 8, batches: Sequence[int] = (1, 32), repeats: int = 200, samples: int = 64, page: bool = False,
                data_dir: str | None = None,
                log: Callable[[str], None] = print) -> dict[str, Any]:
-  """Writes files, model cards and `deploy.json` to the folder `deploy` of a run.
+  """Writes files and model cards to the folder `deploy` of a run, and `deploy.json` beside its other records.
 
-  "Dense" is the same meta-model fine-tuned at the same rate with all channels on.
+  "Dense" is the same meta-model fine-tuned at the same rate with all channels on, whose rate was not tuned for that.
 
   Args:
     workdir: of a finished run whose personalizer gives gates or a mask.
@@ -102,9 +102,8 @@ def deploy_run(workdir: str | Path, tasks: Sequence[int] | None = None, *, forma
     found[str(task)] = run.task(task, folder, options)
     log(_line(task, found[str(task)], time.perf_counter() - start))
   content = {"run": run.name, "seed": config.seed, "personalizer": config.personalizer, "keep": config.keep,
-             "adapt_steps": config.adapt_steps, "meta_model": _algorithm_of(config), "options": options,
+             "adapt_steps": config.adapt_steps, "trained_by": f"{config.algorithm}{', gated' if config.gated else ''}", "options": options,
              "versions": records.versions() | versions_of(formats), "tasks": found, "mean": _mean(list(found.values()))}
-  records.write_json(folder / "deploy.json", content)
   records.write_json(workdir / "deploy.json", content)
   return content
 
@@ -271,11 +270,6 @@ class _Run:
 
 _WRITERS = {"tflite": lambda signature: mg.deploy.to_tflite({"infer": signature}), "onnx": lambda signature: mg.deploy.to_onnx(signature),
             "stablehlo": lambda signature: mg.deploy.to_stablehlo(signature)}
-
-
-def _algorithm_of(config):
-  """What meta-trained the model, in words."""
-  return f"{config.algorithm}{', gated' if config.gated else ''}"
 
 
 def _rows(data):
