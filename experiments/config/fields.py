@@ -88,11 +88,15 @@ def pruning_fields() -> ConfigDict:
   prune.begin = 0.5  # first and last pruning, as fractions of the rounds or steps
   prune.end = 0.75
   prune.every = placeholder(int)  # rounds or steps between two prunings; None: a tenth of what lies between begin and end
-  prune.scope = "global"  # or "layer": each by itself, as where many whole filters go, of which "global" may leave a layer a single one
+  # Or "layer": each by itself; or, of whole channels, "macs": `sparsity` is a fraction of the network's work, taken where it costs least.
+  prune.scope = "global"
   # The last layer too. Its weights are the smallest (few-shot meta-training leaves them near 0, whence each task takes them): by
   # magnitude it would go first and nearly as a whole, which loses any comparison for magnitude.
   prune.head = False
   prune.granularity = "weight"  # or "channel"
+  prune.channel_score = "sensitivity"  # of ANP and SNIP by channel: that of the channel as one; or "sum", of its weights' own
+  prune.multiple = 8  # scope "macs": channels go in blocks of so many
+  prune.least = 0.125  # scope "macs": the fraction of its channels that each layer keeps
   prune.episodes = 64  # that a score is computed on
   return prune
 
@@ -184,12 +188,17 @@ def check_pruning(prune: ConfigDict) -> None:
   """Raises a ConfigError that names the field of `prune` that cannot be."""
   for field, known in (("score", ("none", *registry.SCORES)), ("derivative", mg.optim.DERIVATIVES), ("average", mg.pruning.AVERAGES),
                        ("mask_in", mg.pruning.PLACES),
-                       ("schedule", mg.pruning.SCHEDULES), ("scope", mg.pruning.SCOPES), ("granularity", mg.pruning.GRANULARITIES)):
+                       ("schedule", mg.pruning.SCHEDULES), ("scope", (*mg.pruning.SCOPES, "macs")), ("granularity", mg.pruning.GRANULARITIES),
+                       ("channel_score", ("sensitivity", "sum"))):
     check_known(f"prune.{field}", prune[field], known)
   if not 0 <= prune.sparsity < 1:
     raise ConfigError(f"prune.sparsity must lie in [0, 1), got {prune.sparsity}.")
   if prune.sparsity > 0 and prune.score == "none":
     raise ConfigError(f"prune.sparsity is {prune.sparsity}, but prune.score is none; it may be {', '.join(registry.SCORES)}.")
+  if prune.scope == "macs" and prune.granularity != "channel":
+    raise ConfigError(f"prune.scope is macs, which counts whole channels, but prune.granularity is {prune.granularity}; set it to channel.")
+  if prune.multiple < 1 or not 0 <= prune.least < 1:
+    raise ConfigError(f"prune.multiple must be at least 1 and prune.least lie in [0, 1), got {prune.multiple} and {prune.least}.")
   if (prune.every is not None and prune.every < 1) or prune.episodes < 1:
     raise ConfigError(f"prune.every and prune.episodes must be at least 1, got {prune.every} and {prune.episodes}.")
   if not 0 <= prune.begin < prune.end <= 1:

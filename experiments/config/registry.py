@@ -5,7 +5,7 @@ the table; a config file may do so for things of its own (docs/extending.md). No
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,8 +20,8 @@ from metagater_jax.data.hapt import load_hapt
 
 __all__ = ["ALGORITHMS", "DATASETS", "LEARNERS", "NETWORKS", "PARTITIONS", "PENALTIES", "PERSONALIZERS", "SCORES", "AlgorithmRow", "DatasetRow",
            "LearnerRow", "Method", "NetworkRow", "PersonalizerRow", "ScoreRow", "default_personalizer", "evaluation_axis", "make_algorithm",
-           "make_network", "make_partition", "make_penalty", "make_personalizer", "make_score", "methods", "prunable_of", "pruning_schedule",
-           "train_axis", "with_changes"]
+           "make_network", "make_partition", "make_penalty", "make_personalizer", "make_score", "methods", "prunable_of", "pruning_options",
+           "pruning_schedule", "train_axis", "with_changes"]
 
 
 # --- networks
@@ -148,9 +148,9 @@ def make_algorithm(config: ConfigDict, network: mg.GatedNetwork) -> mg.federated
   if not prune.sparsity:
     return make(loss)
   # A client's own meta-objective has the rate of adaptation; the ordinary loss is on the second of its two minibatches, as ANP's queries.
-  score = make_score(prune, loss, mg.maml(loss, inner_lr=config.adapt_lr).meta_loss, lambda episode: episode.query)
-  return mg.federated.federated_pruning(make, loss, pruning_schedule(prune, config.rounds), score, scope=prune.scope,
-                                        granularity=prune.granularity, prunable=prunable_of(prune, network))
+  image_shape = DATASETS[config.dataset].image_shape if config.dataset in DATASETS else ANY_IMAGE
+  score = make_score(prune, network, image_shape, loss, mg.maml(loss, inner_lr=config.adapt_lr).meta_loss, lambda episode: episode.query)
+  return mg.federated.federated_pruning(make, loss, pruning_schedule(prune, config.rounds), score, **pruning_options(prune, network, image_shape))
 
 
 # --- personalizers
@@ -366,9 +366,26 @@ SCORES: dict[str, ScoreRow] = {
 }
 
 
-def make_score(prune: ConfigDict, loss: mg.data.Loss, meta_loss: Callable, samples: Callable | None = None) -> mg.pruning.Score:
-  """The score that the part `prune` of a config names."""
-  return SCORES[prune.score].make(prune, loss, meta_loss, samples)
+def make_score(prune: ConfigDict, network: mg.GatedNetwork, image_shape: Sequence[int], loss: mg.data.Loss, meta_loss: Callable,
+               samples: Callable | None = None) -> mg.pruning.Score:
+  """The score that the part `prune` of a config names, of weights or of whole channels."""
+  make = lambda prune: SCORES[prune.score].make(prune, loss, meta_loss, samples)
+  if prune.granularity == "weight" or prune.channel_score == "sum" or make(prune).contribution is None:
+    return make(prune)
+  return mg.pruning.channel_sensitivity(make(with_changes(prune, average="signed")), channel_costs(network, image_shape).groups, prune.average)
+
+
+def channel_costs(network: mg.GatedNetwork, image_shape: Sequence[int]) -> mg.nn.ChannelCosts:
+  """The work of a network by how many channels its layers keep."""
+  return mg.nn.channel_costs(network.layers(image_shape), mg.nn.head_of(network.backbone, image_shape))
+
+
+def pruning_options(prune: ConfigDict, network: mg.GatedNetwork, image_shape: Sequence[int]) -> dict[str, Any]:
+  """Which weights a part `prune` of a config removes by their scores: arguments of `make_mask` and of what uses it."""
+  scope = prune.scope
+  if scope == "macs":
+    scope = mg.pruning.by_macs(channel_costs(network, image_shape), multiple=prune.multiple, least=prune.least)
+  return {"scope": scope, "granularity": prune.granularity, "prunable": prunable_of(prune, network)}
 
 
 def pruning_schedule(prune: ConfigDict, steps: int) -> mg.pruning.PruningSchedule:

@@ -136,8 +136,7 @@ class FewShot:
       schedule = registry.pruning_schedule(prune, steps)
     if schedule is None:
       return optimizer
-    return mg.gradual_pruning(optimizer, schedule, scope=prune.scope, granularity=prune.granularity,
-                              prunable=self.prunable)
+    return mg.gradual_pruning(optimizer, schedule, **registry.pruning_options(prune, self.network, self.image_shape))
 
   def init(self, optimizer: optax.GradientTransformation | None = None) -> mg.fewshot.MetaState:
     """The state before training."""
@@ -222,7 +221,7 @@ class FewShot:
     """The score that a part `prune` of a config names, of meta-parameters on episodes."""
     plain = mg.classification_loss(self.network)
     loss = lambda meta_params, batch, key: plain(self.learner.deploy(meta_params)[0].params, batch, key)
-    return registry.make_score(prune, loss, self.learner.meta_loss)
+    return registry.make_score(prune, self.network, self.image_shape, loss, self.learner.meta_loss)
 
 
 def _sample(key, pool, augmented, **numbers):

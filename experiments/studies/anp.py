@@ -21,7 +21,7 @@ from scipy import stats
 
 import metagater_jax as mg
 from configs import cifarfs_maml
-from experiments.config import ConfigError
+from experiments.config import ConfigError, registry
 from experiments.config.fewshot import check_config
 from experiments.config.fields import check_known
 from experiments.reports.anp import make_report, write_report
@@ -201,8 +201,7 @@ def _course(config, level_steps, base, splits, evaluate, pruned):
   if pruned:
     rising = min(level_steps // 2, 200)
     schedule = mg.pruning.staged_schedule(LEVELS, level_steps, every=max(1, rising // 5), ramp=rising / level_steps)
-    optimizer = mg.gradual_pruning(optimizer, schedule, scope=config.prune.scope, granularity=config.prune.granularity,
-                                   prunable=experiment.prunable)
+    optimizer = mg.gradual_pruning(optimizer, schedule, **registry.pruning_options(config.prune, experiment.network, experiment.image_shape))
   state = _with_parameters(experiment.init(optimizer), base)
   state = state._replace(key=jax.random.fold_in(state.key, 1))  # other episodes than the base model's
   levels = []

@@ -6,7 +6,6 @@ that a device can cut under `jit`, by what its own gate keeps. `compact` is the 
 """
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from metagater_jax.core.checks import check_counts
 from metagater_jax.core.trees import Model, Params
 from metagater_jax.data.batching import mean_over_task
 from metagater_jax.data.population import Batch, TaskData
-from metagater_jax.nn.cost import Layer
+from metagater_jax.nn.cost import Layer, added_layers
 from metagater_jax.nn.gated import GatedNetwork
 from metagater_jax.nn.resized import Resized
 
@@ -107,7 +106,7 @@ class Cutting:
   def __init__(self, network: GatedNetwork, image_shape: tuple[int, ...], counts: Mapping[str, int], drop_gates: tuple[str, ...] = ()):
     layers = network.layers(image_shape)
     self._layers = {layer.name: layer for layer in layers}
-    joined = _joined(layers)
+    joined = added_layers(layers)
     widths: dict[str, int] = {}
     for name, count in counts.items():
       if name not in self._layers:
@@ -242,7 +241,7 @@ def compact(network: GatedNetwork, model: Model, image_shape: tuple[int, ...], k
   image_shape = tuple(image_shape)
   kept = kept_channels(network, model, image_shape) if kept is None else {name: np.asarray(used, bool) for name, used in kept.items()}
   layers = network.layers(image_shape)
-  joined = _joined(layers)
+  joined = added_layers(layers)
   params = model.params if model.mask is None else jax.tree.map(jnp.multiply, model.params, model.mask)
   params = {"backbone": params["backbone"], "gate": dict(params.get("gate", {}))}
   together: dict[str, np.ndarray] = {}
@@ -307,19 +306,3 @@ def _zeroed(backbone, layer, used):
     if name.rpartition("/")[0] == layer.name and value.shape[-1:] == used.shape:
       flat[name] = jnp.where(used, value, 0)
   return traverse_util.unflatten_dict(flat, sep="/")
-
-
-def _joined(layers) -> dict[str, str]:
-  """For each layer the first of those that keep the same channels as it does: some layer reads the sum of their outputs."""
-  first = {layer.name: layer.name for layer in layers}
-  width = {layer.name: layer.outputs for layer in layers}
-
-  def root(name):
-    return name if first[name] == name else root(first[name])
-  for layer in layers:
-    sources = layer.sources
-    if len(sources) > 1 and len({width[source] for source in sources}) == 1 and math.prod(layer.input_shape[-1:]) == width[sources[0]]:
-      for source in sources[1:]:
-        a, b = sorted((root(sources[0]), root(source)), key=list(first).index)
-        first[b] = a
-  return {name: root(name) for name in first}

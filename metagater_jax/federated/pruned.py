@@ -10,7 +10,7 @@ from metagater_jax.core.trees import Model, Params
 from metagater_jax.data.batching import Loss
 from metagater_jax.data.population import Episode
 from metagater_jax.federated.algorithm import FederatedAlgorithm
-from metagater_jax.pruning.masks import apply_mask, is_kernel, mask_state, masked_loss, prune_further
+from metagater_jax.pruning.masks import Scope, apply_mask, is_kernel, mask_state, masked_loss, prune_further
 from metagater_jax.pruning.schedules import PruningSchedule
 from metagater_jax.pruning.scores import Score
 
@@ -26,7 +26,7 @@ class PruningServer(NamedTuple):
 
 
 def federated_pruning(make: Callable[[Loss], FederatedAlgorithm], loss: Loss, schedule: PruningSchedule, score: Score, *,
-                      scope: str = "global", granularity: str = "weight", prunable: Callable[[str, jax.Array], bool] = is_kernel
+                      scope: str | Scope = "global", granularity: str = "weight", prunable: Callable[[str, jax.Array], bool] = is_kernel
                       ) -> FederatedAlgorithm:
   """Any federated algorithm, whose meta-model is pruned while it is trained: ANP joined with MetaGater, FedAvg, …
 
@@ -66,7 +66,7 @@ def federated_pruning(make: Callable[[Loss], FederatedAlgorithm], loss: Loss, sc
       (support, _), (query, key) = draw(plain.draws), draw(plain.draws + 1)
       return score.contribution(model.params, Episode(support, query), key, model.mask)
 
-    zeros = jax.tree.map(jnp.zeros_like, model.params)
+    zeros = jax.tree.map(lambda own: jnp.zeros(own.shape, own.dtype), jax.eval_shape(contribution))
     return update._replace(delta=(update.delta, jax.lax.cond(due, contribution, lambda: zeros)))
 
   def server_update(server, mean):

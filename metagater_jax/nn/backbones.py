@@ -183,7 +183,7 @@ class NormalizedConv(nn.Module):
       return (h.sum((0, 1, 2)), jnp.square(h).sum((0, 1, 2))), max_pool(sign * h) if self.pool else h
 
     count = z.shape[0] * self.positions(z)
-    (total, squares), h = in_blocks(convolve, z, self.positions(z) * (kernel[..., 0].size + self.features))
+    (total, squares), h = in_blocks(convolve, z, self.positions(z) * (kernel.size // self.features + self.features))
     mean = total / count
     variance = jnp.maximum(squares / count - mean**2, 0)
     scale = scale * jax.lax.rsqrt(variance + self.epsilon)

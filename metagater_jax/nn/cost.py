@@ -14,7 +14,7 @@ from jax.extend import core
 
 from metagater_jax.nn.dropout import without_dropout
 
-__all__ = ["Layer", "dense_cost", "gate_cost", "gated_macs", "gated_parameters", "head_of", "masked_macs", "network_layers"]
+__all__ = ["ChannelCosts", "Layer", "added_layers", "channel_costs", "dense_cost", "gate_cost", "gated_macs", "gated_parameters", "head_of", "masked_macs", "network_layers"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +153,88 @@ def head_of(backbone: nn.Module, image_shape: Sequence[int]) -> str:
     Its path in the network.
   """
   return getattr(backbone, "head", None) or network_layers(backbone, image_shape)[-1].name
+
+
+def added_layers(layers: Sequence[Layer]) -> dict[str, str]:
+  """Which layers keep the same channels, because some layer reads the sum of their outputs.
+
+  Args:
+    layers: see `network_layers`.
+
+  Returns:
+    For each layer the first of those that it is added to, or itself.
+  """
+  first = {layer.name: layer.name for layer in layers}
+  width = {layer.name: layer.outputs for layer in layers}
+
+  def root(name):
+    return name if first[name] == name else root(first[name])
+  for layer in layers:
+    sources = layer.sources
+    if len(sources) > 1 and len({width[source] for source in sources}) == 1 and math.prod(layer.input_shape[-1:]) == width[sources[0]]:
+      for source in sources[1:]:
+        a, b = sorted((root(sources[0]), root(source)), key=list(first).index)
+        first[b] = a
+  return {name: root(name) for name in first}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelCosts:
+  """What a network costs by how many channels its layers keep.
+
+  Attributes:
+    groups: layers that keep the same channels (their outputs are added), by the name of the first; the last layer, whose channels are the
+      logits, is in none.
+    widths: how many channels each group has.
+    terms: for each layer its MACs, its group (None: all of its channels stay), and what it reads, as (channels, group) each.
+  """
+
+  groups: dict[str, tuple[str, ...]]
+  widths: dict[str, int]
+  terms: tuple[tuple[int, str | None, tuple[tuple[int, str | None], ...]], ...]
+
+  def macs(self, kept: Mapping[str, Any]) -> Any:
+    """MACs per example of the network that keeps so many channels.
+
+    Args:
+      kept: a number by group, possibly traced.
+
+    Returns:
+      A number.
+    """
+    part = {group: kept[group] / width for group, width in self.widths.items()} | {None: 1.0}
+    read = lambda sources: sum(width * part[group] for width, group in sources) / sum(width for width, _ in sources) if sources else 1.0
+    return sum(macs * part[own] * read(sources) for macs, own, sources in self.terms)
+
+
+def channel_costs(layers: Sequence[Layer], head: str | None = None) -> ChannelCosts:
+  """What a network costs by how many channels its layers keep.
+
+  Args:
+    layers: see `network_layers`.
+    head: the layer that makes the logits, whose channels all stay; None: the last.
+
+  Returns:
+    The costs.
+
+  >>> import metagater_jax as mg
+  >>> layers = mg.nn.network_layers(mg.ConvNet4(classes=10, widths=(4, 8, 8)), (32, 32, 3))
+  >>> costs = channel_costs(layers)
+  >>> costs.macs(costs.widths) == dense_cost(layers)[0]
+  True
+  """
+  head, joined, width = head or layers[-1].name, added_layers(layers), {layer.name: layer.outputs for layer in layers}
+  group_of = lambda name: None if joined[name] == joined[head] else joined[name]
+  groups: dict[str, tuple[str, ...]] = {}
+  for layer in layers:
+    if group_of(layer.name) is not None and layer.name not in groups.get(joined[layer.name], ()):
+      groups[joined[layer.name]] = (*groups.get(joined[layer.name], ()), layer.name)
+
+  def sources(layer):
+    added = len(layer.sources) > 1 and len({joined[source] for source in layer.sources}) == 1
+    return tuple((width[source], group_of(source)) for source in (layer.sources[:1] if added else layer.sources))
+  return ChannelCosts(groups, {group: width[group] for group in groups},
+                      tuple((layer.macs, group_of(layer.name), sources(layer)) for layer in layers))
 
 
 def dense_cost(layers: Sequence[Layer]) -> tuple[int, int]:

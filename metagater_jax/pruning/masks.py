@@ -21,6 +21,8 @@ __all__ = ["GRANULARITIES", "SCOPES", "apply_mask", "effective_mask", "highest_f
            "nonzero_mask", "prune_further"]
 
 SCOPES = ("global", "layer")
+# Or a function of (score, sparsity) that makes the mask, as `pruning.by_macs` does.
+Scope = Callable[[Params, Any], Params]
 GRANULARITIES = ("weight", "channel")
 
 
@@ -38,7 +40,7 @@ def is_kernel(name: str, leaf: jax.Array) -> bool:
   return jnp.ndim(leaf) > 1
 
 
-def make_mask(score: Params, sparsity: float | jax.Array | Mapping[str, float], *, scope: str = "global", granularity: str = "weight",
+def make_mask(score: Params, sparsity: float | jax.Array | Mapping[str, float], *, scope: str | Scope = "global", granularity: str = "weight",
               prunable: Callable[[str, jax.Array], bool] = is_kernel) -> Params:
   """A mask (0 or 1, in each leaf's shape) that keeps the weights of the highest score.
 
@@ -50,7 +52,8 @@ def make_mask(score: Params, sparsity: float | jax.Array | Mapping[str, float], 
     score: non-negative numbers, a pytree like the parameters. What is no number (NaN) ranks nothing: it is refused or, where values are not
       known yet (under `jit`), makes all of the mask NaN, so that a training that goes on with it is seen to fail.
     sparsity: fraction of the candidates to remove, in [0, 1); with scope "layer" it may be one for each, by name of the leaf.
-    scope: "global": the candidates are ranked together; "layer": each leaf by itself.
+    scope: "global": the candidates are ranked together; "layer": each leaf by itself. Or a function `(score, sparsity) -> mask` that decides alone
+      (`by_macs`), to which granularity and `prunable` mean nothing.
     granularity: "weight": single weights; "channel": output channels (the last axis) of a leaf by the sum of their
       weights' scores. A channel that goes takes with it its entry in the other leaves of the same module (its bias), so
       after a relu it is exactly 0 and can be cut out; where a module has several kernels of as many channels, an entry goes that all of
@@ -74,6 +77,8 @@ def make_mask(score: Params, sparsity: float | jax.Array | Mapping[str, float], 
   """
   by_leaf = isinstance(sparsity, Mapping)
   check_sparsity(**({f"make_mask: sparsity of {name}": value for name, value in sparsity.items()} if by_leaf else {"make_mask: sparsity": sparsity}))
+  if callable(scope):
+    return _decided(scope, score, sparsity)
   check_one_of("scope", scope, SCOPES)
   check_one_of("granularity", granularity, GRANULARITIES)
   leaves, structure = named_leaves(score), jax.tree.structure(score)
@@ -85,20 +90,31 @@ def make_mask(score: Params, sparsity: float | jax.Array | Mapping[str, float], 
                      f"'{scope}' and {', '.join(sparsity)}.")
   if granularity == "channel":
     candidates = {path: leaf.reshape(-1, leaf.shape[-1]).sum(0) for path, leaf in candidates.items()}
-  unknown = {path: jnp.isnan(leaf).any() for path, leaf in candidates.items()}
-  for path, found in unknown.items():
-    if not isinstance(found, jax.core.Tracer) and found:
-      raise ValueError(f"make_mask: the score of '{path}' is not a number everywhere (NaN), so it ranks nothing; see whether the loss that it is "
-                       "a derivative of is finite.")
+  spoilt = _spoilt(candidates)
   groups = [list(candidates)] if scope == "global" else [[path] for path in candidates]
   candidates = {path: _spare_best(leaf) for path, leaf in candidates.items()}  # no layer goes as a whole: nothing would pass it
   kept = {}
   for group in groups:
     kept |= _keep_highest({path: candidates[path] for path in group}, sparsity[group[0]] if by_leaf else sparsity)
-  spoilt = jnp.where(jnp.stack(list(unknown.values())).any(), jnp.nan, 1.0)
   kept = {path: (mask * spoilt).astype(leaves[path].dtype) for path, mask in kept.items()}
   masks = _of_weights(kept, leaves) if granularity == "weight" else _of_channels(kept, leaves)
   return jax.tree.unflatten(structure, masks)
+
+
+def _decided(scope, score, sparsity):
+  """The mask of a scope that is a function."""
+  spoilt = _spoilt(named_leaves(score))
+  return jax.tree.map(lambda mask, leaf: (mask * spoilt).astype(leaf.dtype), scope(score, sparsity), score)
+
+
+def _spoilt(leaves):
+  """1, or NaN where a score that is traced has one; a ValueError where values are known."""
+  unknown = {path: jnp.isnan(leaf).any() for path, leaf in leaves.items()}
+  for path, found in unknown.items():
+    if not isinstance(found, jax.core.Tracer) and found:
+      raise ValueError(f"make_mask: the score of '{path}' is not a number everywhere (NaN), so it ranks nothing; see whether the loss that it is "
+                       "a derivative of is finite.")
+  return jnp.where(jnp.stack(list(unknown.values())).any(), jnp.nan, 1.0)
 
 
 def prune_further(score: Params, mask: Params, sparsity: float | jax.Array | Mapping[str, float], **options: Any) -> Params:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from metagater_jax.core.trees import Params, like
-from metagater_jax.pruning.masks import apply_mask, is_kernel, mask_state, prune_further
+from metagater_jax.pruning.masks import Scope, apply_mask, is_kernel, mask_state, prune_further
 from metagater_jax.pruning.schedules import PruningSchedule
 from metagater_jax.pruning.scores import magnitude
 
@@ -32,7 +32,7 @@ class GradualPruningState(NamedTuple):
   inner: Any
 
 
-def gradual_pruning(optimizer: optax.GradientTransformation, schedule: PruningSchedule, *, scope: str = "global",
+def gradual_pruning(optimizer: optax.GradientTransformation, schedule: PruningSchedule, *, scope: str | Scope = "global",
                     granularity: str = "weight", prunable: Callable[[str, jax.Array], bool] = is_kernel
                     ) -> optax.GradientTransformationExtraArgs:
   """Any optax optimizer, pruned by a schedule.
