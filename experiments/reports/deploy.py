@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.reports.figures import pyplot
 from experiments.reports.markdown import table
+from experiments.reports.statistics import paired_difference
 from experiments.runs.measures import spread
 
 __all__ = ["adaptation_table", "deploy_table", "files_table", "merge", "plot_deploy", "report_deploy"]
@@ -18,8 +19,10 @@ def report_deploy(workdir: str | Path) -> str:
   """Draws `deploy.png` beside the records of a run; the text for a terminal."""
   workdir = Path(workdir)
   content = json.loads((workdir / "deploy.json").read_text(encoding="utf-8"))
-  plot_deploy(workdir / "deploy.png", content)
-  return f"{deploy_table(content)}\nfigure: {workdir / 'deploy.png'}; files and their cards are in {workdir / 'deploy'}"
+  drawn = f"figure: {workdir / 'deploy.png'}; " if content["mean"]["latency_us"] else ""  # StableHLO alone is not timed
+  if drawn:
+    plot_deploy(workdir / "deploy.png", content)
+  return f"{deploy_table(content)}\n{drawn}files and their cards are in {workdir / 'deploy'}"
 
 
 def deploy_table(content: Mapping[str, Any]) -> str:
@@ -100,7 +103,8 @@ def _over(own, get, scale=1.0, digits=1):
 def _what(own):
   first = own[0]
   steps = "" if first.get("adapt_steps") in (None, 1) else f", {first['adapt_steps']} steps"
-  return f"{first['run']}: {first['personalizer']}, {first['keep'] or 'its own sparsity'}{steps}"
+  by = "" if first["trained_by"].startswith("metagater") and "dropout" not in first["trained_by"] else f" of {first['trained_by']}"
+  return f"{first['run']}: {first['personalizer']}{by}, {first['keep'] or 'its own sparsity'}{steps}"
 
 
 def files_table(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -109,15 +113,18 @@ def files_table(entries: Sequence[Mapping[str, Any]]) -> str:
   for own in _kinds(entries):
     ratio = lambda mean, runtime, name: mean["latency_us"][runtime]["dense"] / mean["latency_us"][runtime][name]
     times = lambda mean, runtime: mean["latency_us"][runtime]
+    fewer = paired_difference(*({entry["seed"]: 100 * entry["mean"]["accuracy"][name] for entry in own} for name in ("compact", "dense")))
     rows.append([
-        _what(own), len(own), " / ".join(_over(own, lambda mean, name=name: mean["accuracy"][name], 100) for name in ("dense", "compact", "int8")),
+        f"{_what(own)} ({len(own)} seeds × {own[0]['tasks']} tasks)", " / ".join(_over(own, lambda mean, name=name: mean["accuracy"][name], 100) for name in ("dense", "compact", "int8")),
+        f"{fewer.mean:+.1f}" + ("" if fewer.low is None else f" ({fewer.low:+.1f} to {fewer.high:+.1f})"),
         _over(own, lambda mean: mean["macs"]["compact"] / mean["macs"]["dense"], digits=2),
         " / ".join(f"{np.mean([times(entry['mean'], 'litert')[name] for entry in own]):.0f}" for name in ("dense", "compact", "int8")),
         _over(own, lambda mean: ratio(mean, "litert", "compact"), digits=2) + " ×",
         _over(own, lambda mean: ratio(mean, "onnxruntime", "compact"), digits=2) + " ×" if all(
             "onnxruntime" in entry["mean"]["latency_us"] for entry in own) else "",
         " / ".join(f"{np.mean([entry['mean']['bytes_by_format']['tflite'][name] for entry in own]) / 1000:.0f}" for name in ("dense", "compact", "int8"))])
-  return table(["run, channels that a task keeps", "seeds", "accuracy (%): dense / compact / int8", "MACs", "LiteRT, µs: dense / compact / int8",
+  return table(["run, channels that a task keeps", "accuracy (%): dense / compact / int8",
+                "compact − dense (points; 95 % interval over seeds)", "MACs", "LiteRT, µs: dense / compact / int8",
                 "compact is faster", "in ONNX Runtime", "KB, .tflite"], rows)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config import ConfigError
-from experiments.reports import anp, benchmarks, deploy, fewshot, gates, paper, pruned_rounds
+from experiments.reports import anp, benchmarks, channel_pruning, deploy, fewshot, gates, paper, pruned_rounds
 from experiments.reports.markdown import table
 from experiments.reports.run import curves_by
 from experiments.runs.fewshot import SETTINGS
@@ -131,6 +131,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "gates": ("gates/gates.json", gates.accuracies), "gates_differences": ("gates/gates.json", gates.differences_table),
     "gates_behaviour": ("gates/gates.json", gates.behaviour), "gates_summary": ("gates/gates.json", gates.summary),
     "deploy": ("deploy.json", deploy.files_table), "deploy_adaptation": ("deploy.json", deploy.adaptation_table),
+    "channel_pruning": ("channel_pruning/channel_pruning.json", channel_pruning.accuracy_table),
+    "channel_pruning_device": ("channel_pruning/channel_pruning.json", channel_pruning.device_table),
     "pruned_rounds": ("pruned_rounds.json", pruned_rounds.markdown),
     "anp": ("anp/anp.json", anp.overview), "anp_differences": ("anp/anp.json", anp.differences), "anp_claims": ("anp/anp.json", anp.claims),
 }

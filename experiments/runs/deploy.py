@@ -21,7 +21,7 @@ from experiments.config import ConfigError, base_config, registry
 from experiments.config.fields import check_known
 from experiments.runs import records
 from experiments.runs.federated import load, make_tasks
-from experiments.runs.runtimes import RUNTIMES, interleaved, versions_of
+from experiments.runs.runtimes import READERS, RUNTIMES, interleaved, versions_of
 from metagater_jax.core.trees import named_leaves
 
 __all__ = ["FORMATS", "deploy_run"]
@@ -173,8 +173,8 @@ class _Run:
     for label, (form, content) in contents.items():
       path = folder / f"task-{task}-{label}.{form}"
       exact, difference = not label.endswith("int8"), None
-      if form in RUNTIMES:
-        run = RUNTIMES[form](content)
+      if form in READERS:
+        run = READERS[form](content)
         found = run.logits(test[0][:_VERIFIED] if exact else test[0], batch)
         difference = float(np.abs(found[:len(expected)] - expected).max() / np.abs(expected).max())
         if exact and not difference < _ROUND_OFF:

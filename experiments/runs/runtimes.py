@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-__all__ = ["RUNTIMES", "LiteRT", "OnnxRuntime", "interleaved", "versions_of"]
+__all__ = ["READERS", "RUNTIMES", "Exported", "LiteRT", "OnnxRuntime", "interleaved", "versions_of"]
 
 
 class LiteRT:
@@ -60,7 +60,20 @@ class OnnxRuntime:
     return _in_batches(lambda rows: self._session.run(None, {"images": rows})[0], images, batch)
 
 
+class Exported:
+  """StableHLO as `jax.export` wrote it, read back and run by JAX itself: verified, not timed, since no device runs it as it is."""
+
+  def __init__(self, content: bytes):
+    import jax
+    self._call = jax.jit(jax.export.deserialize(bytearray(content)).call)
+
+  def logits(self, images: np.ndarray, batch: int) -> np.ndarray:
+    """(n, classes), `batch` at a time."""
+    return _in_batches(lambda rows: np.asarray(self._call(rows)[0]), images, batch)
+
+
 RUNTIMES = {"tflite": LiteRT, "onnx": OnnxRuntime}
+READERS = RUNTIMES | {"stablehlo": Exported}
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 20) -> dict[str, dict[str, float]]:

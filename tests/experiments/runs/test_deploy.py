@@ -150,3 +150,14 @@ def test_batches_are_filled_up():
   images = np.arange(5, dtype=np.float32)[:, None]
   assert deploy_module._batches(images, 2)[..., 0].tolist() == [[0, 1], [2, 3]]
   assert deploy_module._batches(images, 8)[..., 0].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]
+
+
+def test_stablehlo_is_compared_with_jax_though_nothing_times_it(gated):
+  workdir, content, _ = gated
+  task = next(iter(content["tasks"]))
+  (workdir / "deploy.png").unlink(missing_ok=True)
+  outcome = call(main, f"--workdir={workdir}", f"--task={task}", "--format=stablehlo", "--batches=1", "--repeats=1")
+  assert outcome.status == 0, outcome.err
+  card = json.loads((workdir / "deploy" / f"task-{task}-compact.stablehlo.json").read_text())
+  assert card["verified"]["largest_difference_relative"] < 1e-5
+  assert not (workdir / "deploy.png").exists() and "figure" not in outcome.out
