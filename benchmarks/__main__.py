@@ -23,15 +23,27 @@ MINUTE = 40
 
 def _sections(options):
   return {
-      "rounds": rounds.rounds, "task_axes": rounds.task_axes, "cores": rounds.on_cores, "compilers": rounds.compilers,
-      "others": partial(rounds.against_others, fedjax_python=options.fedjax_python), "bfloat16": rounds.dtypes,
-      "roofline": roofline.roofline, "targets": pipeline.target_tasks,
-      "loading": partial(pipeline.loading, data_dir=options.data_dir),
-      "command": partial(pipeline.command, data_dir=options.data_dir),
-      "populations": scaling.populations, "cohorts": scaling.cohorts, "steps": scaling.steps_and_widths,
-      "memory": scaling.larger_than_memory, "table1": partial(roofline.table1_row, data_dir=options.data_dir),
-      "lasso": lasso.lasso, "maml": fewshot.meta_steps, "anp": fewshot.scores, "compact": devices.compact,
-      "dynamic": devices.dynamic}
+    "rounds": rounds.rounds,
+    "task_axes": rounds.task_axes,
+    "cores": rounds.on_cores,
+    "compilers": rounds.compilers,
+    "others": partial(rounds.against_others, fedjax_python=options.fedjax_python),
+    "bfloat16": rounds.dtypes,
+    "roofline": roofline.roofline,
+    "targets": pipeline.target_tasks,
+    "loading": partial(pipeline.loading, data_dir=options.data_dir),
+    "command": partial(pipeline.command, data_dir=options.data_dir),
+    "populations": scaling.populations,
+    "cohorts": scaling.cohorts,
+    "steps": scaling.steps_and_widths,
+    "memory": scaling.larger_than_memory,
+    "table1": partial(roofline.table1_row, data_dir=options.data_dir),
+    "lasso": lasso.lasso,
+    "maml": fewshot.meta_steps,
+    "anp": fewshot.scores,
+    "compact": devices.compact,
+    "dynamic": devices.dynamic,
+  }
 
 
 def main() -> None:
@@ -71,8 +83,7 @@ def main() -> None:
     print(f"  ({name}: {time.perf_counter() - start:.0f} s)", flush=True)
     if options.out:  # after each section, so that what is measured is kept
       options.out.parent.mkdir(parents=True, exist_ok=True)
-      options.out.write_text(json.dumps({"machine": facts, "quick": options.quick, "repeats": repeats, "rows": rows},
-                                        indent=1) + "\n")
+      options.out.write_text(json.dumps({"machine": facts, "quick": options.quick, "repeats": repeats, "rows": rows}, indent=1) + "\n")
   if left_out:
     print(f"left out, because the minute is over: {', '.join(left_out)}; --only={left_out[0]} measures one, and without --quick all are.")
 
@@ -89,8 +100,7 @@ def _kept(options, facts):
 def _line(row):
   notes = [f"compiled in {row['compile_seconds']:.1f} s"] if "compile_seconds" in row else []
   notes += [f"{row['peak_mb']:.0f} MB"] if "peak_mb" in row else []
-  notes += [f"{row['gflop_per_second']:.0f} GFLOP/s, {100 * row['of_matrix_rate']:.0f} % of a matrix product's"] \
-      if "of_matrix_rate" in row else []
+  notes += [f"{row['gflop_per_second']:.0f} GFLOP/s, {100 * row['of_matrix_rate']:.0f} % of a matrix product's"] if "of_matrix_rate" in row else []
   return f"{row['what']:<82} {row['value']:>10.4g} {row['unit']:<8} {'; '.join(notes)}"
 
 

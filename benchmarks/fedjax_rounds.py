@@ -36,16 +36,20 @@ def main():
   network, shape, cohort, tasks = CASES[name]
   model = hk.without_apply_rng(hk.transform(network))
   rng = np.random.default_rng(0)
-  data = {b"%d" % i: fedjax.ClientDataset({"x": rng.normal(size=(200, *shape)).astype(np.float32),
-                                           "y": rng.integers(0, 10, 200)}) for i in range(tasks)}
+  data = {
+    b"%d" % i: fedjax.ClientDataset({"x": rng.normal(size=(200, *shape)).astype(np.float32), "y": rng.integers(0, 10, 200)}) for i in range(tasks)
+  }
 
   def loss(params, batch, key):
     log_likelihood = jax.nn.log_softmax(model.apply(params, batch["x"]))
     return -jnp.mean(jnp.take_along_axis(log_likelihood, batch["y"][:, None], 1))
 
   algorithm = fed_avg.federated_averaging(
-      jax.grad(loss), fedjax.optimizers.sgd(0.05), fedjax.optimizers.sgd(1.0),
-      fedjax.ShuffleRepeatBatchHParams(batch_size=20, num_epochs=None, num_steps=steps, drop_remainder=True))
+    jax.grad(loss),
+    fedjax.optimizers.sgd(0.05),
+    fedjax.optimizers.sgd(1.0),
+    fedjax.ShuffleRepeatBatchHParams(batch_size=20, num_epochs=None, num_steps=steps, drop_remainder=True),
+  )
   state = algorithm.init(model.init(jax.random.PRNGKey(0), jnp.zeros((1, *shape))))
   seconds = []
   for i in range(repeats + 2):

@@ -19,12 +19,11 @@ INNER_STEPS, INNER_LR, OUTER_LR = 5, 0.01, 1e-3
 
 # Name to (network, image shape, ways, shots).
 CASES = {
-    "conv4-1": ("Conv-4, CIFAR-FS, 5-way 1-shot", mg.nn.FewShotConvNet(5), (32, 32, 3), 5, 1),
-    "conv4-5": ("Conv-4, CIFAR-FS, 5-way 5-shot", mg.nn.FewShotConvNet(5), (32, 32, 3), 5, 5),
-    "omniglot-20": ("Conv-4 (64), Omniglot, 20-way 1-shot", mg.nn.FewShotConvNet(20, widths=(64,) * 4), (28, 28, 1), 20, 1),
-    "resnet12-narrow-1": ("ResNet-12 (16-32-64-128), CIFAR-FS, 5-way 1-shot", mg.nn.ResNet12(5, widths=(16, 32, 64, 128)),
-                          (32, 32, 3), 5, 1),
-    "resnet12-1": ("ResNet-12, CIFAR-FS, 5-way 1-shot", mg.nn.ResNet12(5), (32, 32, 3), 5, 1),
+  "conv4-1": ("Conv-4, CIFAR-FS, 5-way 1-shot", mg.nn.FewShotConvNet(5), (32, 32, 3), 5, 1),
+  "conv4-5": ("Conv-4, CIFAR-FS, 5-way 5-shot", mg.nn.FewShotConvNet(5), (32, 32, 3), 5, 5),
+  "omniglot-20": ("Conv-4 (64), Omniglot, 20-way 1-shot", mg.nn.FewShotConvNet(20, widths=(64,) * 4), (28, 28, 1), 20, 1),
+  "resnet12-narrow-1": ("ResNet-12 (16-32-64-128), CIFAR-FS, 5-way 1-shot", mg.nn.ResNet12(5, widths=(16, 32, 64, 128)), (32, 32, 3), 5, 1),
+  "resnet12-1": ("ResNet-12, CIFAR-FS, 5-way 1-shot", mg.nn.ResNet12(5), (32, 32, 3), 5, 1),
 }
 
 
@@ -48,9 +47,19 @@ def _program(name, task_axis="auto", mesh=None, learner=mg.maml):
 
   def steps(key_data, params, pool):
     state = mg.fewshot.meta_init(learner, optimizer, params, jax.random.wrap_key_data(key_data))
-    state, metrics = mg.fewshot.run_meta_steps(learner, optimizer, lambda key, pool: mg.fewshot.sample_episode(key, pool, **numbers), state, pool,
-                                       steps=STEPS, episodes=EPISODES, task_axis=task_axis, mesh=mesh)
+    state, metrics = mg.fewshot.run_meta_steps(
+      learner,
+      optimizer,
+      lambda key, pool: mg.fewshot.sample_episode(key, pool, **numbers),
+      state,
+      pool,
+      steps=STEPS,
+      episodes=EPISODES,
+      task_axis=task_axis,
+      mesh=mesh,
+    )
     return state.params, metrics
+
   return compiled(steps, *arguments, compiler_options=compiler_options())
 
 
@@ -74,14 +83,24 @@ def meta_steps(repeats: int, quick: bool) -> list[dict[str, Any]]:
     except ImportError as error:
       print(f"PyTorch cannot be imported ({error}): pip install -e '.[benchmark]' for the comparison with its loop.")
     seconds = medians(repeats, functions, pause=0.5)
-    rows.append(row(f"MAML step, {label}", 1000 * seconds["ours"] / STEPS, "ms", key=f"maml-{name}",
-                    compile_seconds=ours.compile_seconds, peak_mb=ours.peak_bytes / 2**20,
-                    episodes_per_second=STEPS * EPISODES / seconds["ours"]))
-    rows.append(row(f"MAML step, {label}: MAML / ANIL", seconds["ours"] / seconds["anil"], "ratio", key=f"maml-anil-{name}",
-                    compile_seconds=anil.compile_seconds))
+    rows.append(
+      row(
+        f"MAML step, {label}",
+        1000 * seconds["ours"] / STEPS,
+        "ms",
+        key=f"maml-{name}",
+        compile_seconds=ours.compile_seconds,
+        peak_mb=ours.peak_bytes / 2**20,
+        episodes_per_second=STEPS * EPISODES / seconds["ours"],
+      )
+    )
+    rows.append(
+      row(
+        f"MAML step, {label}: MAML / ANIL", seconds["ours"] / seconds["anil"], "ratio", key=f"maml-anil-{name}", compile_seconds=anil.compile_seconds
+      )
+    )
     if "torch" in seconds:
-      rows.append(row(f"MAML step, {label}: PyTorch loop / ours", seconds["torch"] / seconds["ours"], "ratio",
-                      key=f"maml-torch-{name}"))
+      rows.append(row(f"MAML step, {label}: PyTorch loop / ours", seconds["torch"] / seconds["ours"], "ratio", key=f"maml-torch-{name}"))
   return rows
 
 
@@ -97,10 +116,17 @@ def scores(repeats: int, quick: bool) -> list[dict[str, Any]]:
         score = mg.pruning.anp(learner.meta_loss, derivative=derivative, average="signed", by_layer=by_layer)
         programs[derivative, by_layer] = compiled(score, params, episodes, compiler_options=compiler_options())
     seconds = medians(repeats, {key: p.run for key, p in programs.items()})
-    rows += [row(f"ANP score, {label}, {derivative}, {'by layer' if by_layer else 'all layers together'}",
-                 1000 * seconds[derivative, by_layer], "ms", key=f"anp-{name}-{derivative}-{by_layer}",
-                 compile_seconds=p.compile_seconds, peak_mb=p.peak_bytes / 2**20)
-             for (derivative, by_layer), p in programs.items()]
+    rows += [
+      row(
+        f"ANP score, {label}, {derivative}, {'by layer' if by_layer else 'all layers together'}",
+        1000 * seconds[derivative, by_layer],
+        "ms",
+        key=f"anp-{name}-{derivative}-{by_layer}",
+        compile_seconds=p.compile_seconds,
+        peak_mb=p.peak_bytes / 2**20,
+      )
+      for (derivative, by_layer), p in programs.items()
+    ]
   return rows
 
 
@@ -112,11 +138,11 @@ def torch_steps(name: str) -> Callable[[], Any]:
   """
   import torch
   from torch.nn import functional
+
   _, _, params, pool, _, numbers = _case(name)
   episodes = [jax.tree.map(np.asarray, mg.fewshot.sample_episode(jax.random.key(i), pool, **numbers)) for i in range(EPISODES)]
   tensor = lambda x: torch.tensor(np.asarray(x))
-  batches = [[(tensor(part.images).permute(0, 3, 1, 2).contiguous(), tensor(part.labels).long()) for part in episode]
-             for episode in episodes]
+  batches = [[(tensor(part.images).permute(0, 3, 1, 2).contiguous(), tensor(part.labels).long()) for part in episode] for episode in episodes]
   names = [f"conv{i}" for i in range(1, 5)]
   weights = []
   for layer in names:
@@ -129,7 +155,7 @@ def torch_steps(name: str) -> Callable[[], Any]:
   def loss(weights, images, labels):
     h = images
     for i in range(4):
-      kernel, scale, bias = weights[3 * i:3 * i + 3]
+      kernel, scale, bias = weights[3 * i : 3 * i + 3]
       h = functional.conv2d(h, kernel, padding=1)
       h = functional.max_pool2d(functional.relu(functional.batch_norm(h, None, None, scale, bias, training=True)), 2)
     return functional.cross_entropy(h.flatten(1) @ weights[-2].T + weights[-1], labels)
@@ -144,4 +170,5 @@ def torch_steps(name: str) -> Callable[[], Any]:
           adapted = [w - INNER_LR * g for w, g in zip(adapted, gradients)]
         (loss(adapted, *query) / EPISODES).backward()
       optimizer.step()
+
   return run

@@ -35,12 +35,14 @@ def lasso(repeats: int, quick: bool, steps: int = 1000) -> list[dict[str, Any]]:
       w, state = carry
       updates, state = transform.update(jax.grad(smooth)(w), state, w)
       return optax.apply_updates(w, updates), state
+
     w = jnp.zeros(a.shape[1])
     return mg.accelerated_proximal_eval_params(jax.lax.fori_loop(0, steps, step, (w, transform.init(w)))[1])
 
   def theirs(steps):
-    solver = jaxopt.ProximalGradient(smooth, prox=jaxopt.prox.prox_lasso, stepsize=1 / smoothness, maxiter=steps, tol=0.0,
-                                     acceleration=True, implicit_diff=False, jit=True)
+    solver = jaxopt.ProximalGradient(
+      smooth, prox=jaxopt.prox.prox_lasso, stepsize=1 / smoothness, maxiter=steps, tol=0.0, acceleration=True, implicit_diff=False, jit=True
+    )
     return solver.run(jnp.zeros(a.shape[1]), mu).params
 
   def objective(w):  # in float64
@@ -49,11 +51,12 @@ def lasso(repeats: int, quick: bool, steps: int = 1000) -> list[dict[str, Any]]:
 
   seconds = medians(repeats, {f.__name__: jax.jit(partial(f, steps)) for f in (ours, theirs)})
   from sklearn.linear_model import Lasso
-  optimum = objective(Lasso(alpha=mu, fit_intercept=False, tol=1e-13, max_iter=1_000_000).fit(
-      np.asarray(a, np.float64), np.asarray(b, np.float64)).coef_)
+
+  optimum = objective(
+    Lasso(alpha=mu, fit_intercept=False, tol=1e-13, max_iter=1_000_000).fit(np.asarray(a, np.float64), np.asarray(b, np.float64)).coef_
+  )
   rows = []
   for count in (30, 100) if quick else (30, 100, 300, steps):
     for name, solve in (("ours", ours), ("jaxopt", theirs)):
-      rows.append(row(f"lasso after {count} steps: above the optimum, {name}",
-                      objective(jax.jit(partial(solve, count))()) - optimum, "objective"))
+      rows.append(row(f"lasso after {count} steps: above the optimum, {name}", objective(jax.jit(partial(solve, count))()) - optimum, "objective"))
   return [*rows, row("lasso: time per step, ours / jaxopt", seconds["ours"] / seconds["theirs"], "ratio", key="lasso")]

@@ -4,8 +4,9 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +17,24 @@ import metagater_jax as mg
 from experiments.config.registry import NETWORKS
 from experiments.runs.programs import compiler_options
 
-__all__ = ["CASES", "ROUNDS", "Case", "Program", "as_experiments_do", "compiled", "cores",
-           "flop_per_round", "machine", "matrix_rate", "medians", "network_of",
-           "peak_bytes", "population", "program", "row"]
+__all__ = [
+  "CASES",
+  "ROUNDS",
+  "Case",
+  "Program",
+  "as_experiments_do",
+  "compiled",
+  "cores",
+  "flop_per_round",
+  "machine",
+  "matrix_rate",
+  "medians",
+  "network_of",
+  "peak_bytes",
+  "population",
+  "program",
+  "row",
+]
 
 ROUNDS = 10  # per dispatch, as the configs have it
 
@@ -36,10 +52,10 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "mnist": Case("MNIST round", (28, 28, 1), 10, "mlp", (), 5),
-    "cifar10": Case("CIFAR-10 round", (32, 32, 3), 10, "conv4", (), 20),
-    "cifar10_gated": Case("CIFAR-10 round, gated", (32, 32, 3), 10, "conv4", ("conv3",), 20),
-    "cifar100": Case("CIFAR-100 round, seven layers", (32, 32, 3), 100, "conv7", ("conv5", "conv6"), 20),
+  "mnist": Case("MNIST round", (28, 28, 1), 10, "mlp", (), 5),
+  "cifar10": Case("CIFAR-10 round", (32, 32, 3), 10, "conv4", (), 20),
+  "cifar10_gated": Case("CIFAR-10 round, gated", (32, 32, 3), 10, "conv4", ("conv3",), 20),
+  "cifar100": Case("CIFAR-100 round, seven layers", (32, 32, 3), 100, "conv7", ("conv5", "conv6"), 20),
 }
 
 
@@ -49,7 +65,7 @@ class Program(NamedTuple):
   run: Callable[[], Any]
   compile_seconds: float
   peak_bytes: int
-  cost: dict[str, float] = {}
+  cost: Mapping[str, float] = MappingProxyType({})
 
 
 def row(what: str, value: float, unit: str, **more: Any) -> dict[str, Any]:
@@ -64,12 +80,20 @@ def cores() -> int:
 
 def machine() -> dict[str, Any]:
   """Facts that a figure depends on."""
-  model = next((line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-               platform.processor() or platform.machine())
+  model = next(
+    (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor() or platform.machine()
+  )
   memory = next((int(line.split()[1]) // 2**20 for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), None)
-  return {"processor": model, "cores": cores(), "memory_gib": memory, "backend": jax.default_backend(),
-          "devices": [device.device_kind for device in jax.devices()], "jax": jax.__version__,
-          "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
+  return {
+    "processor": model,
+    "cores": cores(),
+    "memory_gib": memory,
+    "backend": jax.default_backend(),
+    "devices": [device.device_kind for device in jax.devices()],
+    "jax": jax.__version__,
+    "python": platform.python_version(),
+    "date": time.strftime("%Y-%m-%d"),
+  }
 
 
 def _lines(path):
@@ -132,9 +156,22 @@ def as_experiments_do(case: Case):
   return (mg.core.task_mesh(), 2) if on_cores else (None, 0)
 
 
-def program(case: Case, tasks: mg.data.Population, *, steps: int = 1, cohort: int | None = None, task_axis: str | int | None = None,
-            widths: tuple[int, ...] = (), mesh=None, microbatch: int = 0, compute_dtype: str = "float32", make=None,
-            rounds: int = ROUNDS, default: bool = False, options: dict[str, bool] | None = None) -> Program:
+def program(
+  case: Case,
+  tasks: mg.data.Population,
+  *,
+  steps: int = 1,
+  cohort: int | None = None,
+  task_axis: str | int | None = None,
+  widths: tuple[int, ...] = (),
+  mesh=None,
+  microbatch: int = 0,
+  compute_dtype: str = "float32",
+  make=None,
+  rounds: int = ROUNDS,
+  default: bool = False,
+  options: dict[str, bool] | None = None,
+) -> Program:
   """`rounds` rounds of MetaGater (or `make(loss)`) on a case, compiled; `default`: as `experiments.run` computes them.
 
   `options` are XLA's.
@@ -147,8 +184,9 @@ def program(case: Case, tasks: mg.data.Population, *, steps: int = 1, cohort: in
     loss = mg.data.microbatched(loss, microbatch)
   if make is None:
     penalty = mg.on_part(mg.group_lasso(mg.gate_groups), "gate") if case.gated else None
-    algorithm = mg.metagater(loss, local_lr=0.05, local_steps=steps, penalty=penalty, penalty_weight=0.001,
-                             rates={"gate": 30.0} if case.gated else None)
+    algorithm = mg.metagater(
+      loss, local_lr=0.05, local_steps=steps, penalty=penalty, penalty_weight=0.001, rates={"gate": 30.0} if case.gated else None
+    )
   else:
     algorithm = make(loss)
   on_cpu_small = network.small and jax.default_backend() == "cpu"
@@ -159,8 +197,11 @@ def program(case: Case, tasks: mg.data.Population, *, steps: int = 1, cohort: in
     arguments = jax.device_put(arguments, jax.NamedSharding(mesh, jax.P()))
   if options is None:
     options = compiler_options(network.small) if default else {}
-  return compiled(partial(mg.run_rounds, algorithm, rounds=rounds, cohort=cohort or case.cohort, batch_size=20, task_axis=how,
-                          mesh=mesh), *arguments, compiler_options=options)
+  return compiled(
+    partial(mg.run_rounds, algorithm, rounds=rounds, cohort=cohort or case.cohort, batch_size=20, task_axis=how, mesh=mesh),
+    *arguments,
+    compiler_options=options,
+  )
 
 
 def flop_per_round(case: Case, steps: int = 1, cohort: int | None = None, widths: tuple[int, ...] = ()) -> int:
@@ -177,4 +218,4 @@ def matrix_rate(size: int | None = None, dtype=jnp.float32) -> tuple[Callable[[]
   matrix = jnp.ones((size, size), dtype)
   product = jax.jit(lambda a: a @ a)
   product(matrix).block_until_ready()
-  return lambda: product(matrix), 2 * size ** 3
+  return lambda: product(matrix), 2 * size**3

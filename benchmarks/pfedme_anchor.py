@@ -43,11 +43,20 @@ def main() -> None:
       ours.append(_ours(config, data, tasks))
       theirs.append(torch_run(config, data, tasks))
       print(f"{algorithm} seed {seed}: ours {100 * ours[-1]:.2f} %, PyTorch {100 * theirs[-1]:.2f} %", flush=True)
-    figures[algorithm] = {"ours": ours, "pytorch": theirs, "rounds": config.rounds, "local_steps": config.local_steps,
-                          "batch_size": config.batch_size, "local_lr": config.local_lr, "inner_lr": config.inner_lr,
-                          "adapt_lr": config.adapt_lr}
-    print(f"{algorithm}: ours {100 * np.mean(ours):.2f} %, PyTorch {100 * np.mean(theirs):.2f} %, difference "
-          f"{100 * (np.mean(ours) - np.mean(theirs)):+.2f} points")
+    figures[algorithm] = {
+      "ours": ours,
+      "pytorch": theirs,
+      "rounds": config.rounds,
+      "local_steps": config.local_steps,
+      "batch_size": config.batch_size,
+      "local_lr": config.local_lr,
+      "inner_lr": config.inner_lr,
+      "adapt_lr": config.adapt_lr,
+    }
+    print(
+      f"{algorithm}: ours {100 * np.mean(ours):.2f} %, PyTorch {100 * np.mean(theirs):.2f} %, difference "
+      f"{100 * (np.mean(ours) - np.mean(theirs)):+.2f} points"
+    )
   if options.out:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(figures, indent=1) + "\n")
@@ -62,15 +71,26 @@ def _ours(config, data, tasks):
   def run(key, population, training, targets):
     init_key, run_key = jax.random.split(key)
     state = mg.federated_init(algorithm, network.init(init_key, data.images.shape[1:]), run_key)
-    state, _ = mg.run_rounds(algorithm, state, population, training, rounds=config.rounds, cohort=config.cohort,
-                             batch_size=config.batch_size, weighted=config.weighted, task_axis=config.task_axis)
+    state, _ = mg.run_rounds(
+      algorithm,
+      state,
+      population,
+      training,
+      rounds=config.rounds,
+      cohort=config.cohort,
+      batch_size=config.batch_size,
+      weighted=config.weighted,
+      task_axis=config.task_axis,
+    )
     return mg.evaluate_targets(network, personalizer, algorithm.deploy(state.server), population, targets)[1].accuracy
+
   return float(run(jax.random.key(config.seed), population, tasks.training, tasks.target).mean())
 
 
 def torch_run(config, data, tasks) -> float:
   """Mean accuracy of the target tasks after one step, of the plain loop."""
   import torch
+
   rng = np.random.default_rng(config.seed)
   torch.manual_seed(config.seed)
   torch.set_num_threads(1)  # steps this small only wait for more of them
@@ -83,7 +103,7 @@ def torch_run(config, data, tasks) -> float:
     while True:
       order = rng.permutation(samples)
       for start in range(0, len(order), config.batch_size):
-        yield order[start:start + config.batch_size]
+        yield order[start : start + config.batch_size]
 
   def load_model(values):
     with torch.no_grad():

@@ -33,13 +33,24 @@ def target_tasks(repeats: int, quick: bool) -> list[dict[str, Any]]:
     personalizer = (mg.two_stage if case.gated else mg.fine_tune)(mg.classification_loss(network))
     model = mg.Model(network.init(jax.random.key(0), case.shape))
     adapt = compiled(lambda model, tasks: personalizer.adapt(model, tasks.train(3)), model, tasks)
-    both = compiled(lambda model, tasks, targets: mg.evaluate_targets(network, personalizer, model, tasks, targets), model, tasks,
-                    jnp.arange(10))
+    both = compiled(lambda model, tasks, targets: mg.evaluate_targets(network, personalizer, model, tasks, targets), model, tasks, jnp.arange(10))
     seconds = medians(repeats, {"adapt": adapt.run, "both": both.run})
-    rows += [row(f"{case.name.replace(' round', '')}: adaptation of a target task", 1000 * seconds["adapt"], "ms",
-                 compile_seconds=adapt.compile_seconds, peak_mb=adapt.peak_bytes / 2**20),
-             row(f"{case.name.replace(' round', '')}: adaptation and evaluation, per target task", 100 * seconds["both"], "ms",
-                 compile_seconds=both.compile_seconds, peak_mb=both.peak_bytes / 2**20)]
+    rows += [
+      row(
+        f"{case.name.replace(' round', '')}: adaptation of a target task",
+        1000 * seconds["adapt"],
+        "ms",
+        compile_seconds=adapt.compile_seconds,
+        peak_mb=adapt.peak_bytes / 2**20,
+      ),
+      row(
+        f"{case.name.replace(' round', '')}: adaptation and evaluation, per target task",
+        100 * seconds["both"],
+        "ms",
+        compile_seconds=both.compile_seconds,
+        peak_mb=both.peak_bytes / 2**20,
+      ),
+    ]
   return rows
 
 
@@ -64,8 +75,10 @@ def loading(repeats: int, quick: bool, data_dir: str | None = None) -> list[dict
         os.environ.pop("METAGATER_CACHE")
         if cache is not None:
           os.environ["METAGATER_CACHE"] = cache
-    rows += [row(f"{name}: decoded once", times[0], "s"),
-             row(f"{name}: from the cache to the device", float(np.median(times[1:])), "s", key=f"cache-{name}")]
+    rows += [
+      row(f"{name}: decoded once", times[0], "s"),
+      row(f"{name}: from the cache to the device", float(np.median(times[1:])), "s", key=f"cache-{name}"),
+    ]
   return rows
 
 
@@ -73,8 +86,7 @@ def command(repeats: int, quick: bool, data_dir: str | None = None) -> list[dict
   """`python -m experiments.run` with one round: seconds from the command to its end without compilation (an upper bound of
   the time to the first round), and what each paper configuration takes to compile."""
   rows = []
-  for name in ("digits",) if quick or data_dir is None else ("digits", "mnist", "cifar10", "cifar10_moderate", "cifar10_small",
-                                                             "cifar100"):
+  for name in ("digits",) if quick or data_dir is None else ("digits", "mnist", "cifar10", "cifar10_moderate", "cifar10_small", "cifar100"):
     with tempfile.TemporaryDirectory() as folder:
       flags = [f"--config=configs/{name}.py", "--config.rounds=1", f"--workdir={folder}/run"]
       if name != "digits":
@@ -88,6 +100,13 @@ def command(repeats: int, quick: bool, data_dir: str | None = None) -> list[dict
       result = json.loads((Path(folder) / "run" / "result.json").read_text())
     compile_seconds = result["seconds"]["compile"]
     after_first = result["seconds"]["evaluate"]
-    rows.append(row(f"configs/{name}.py: command to the end of the first round, without compilation",
-                    seconds - compile_seconds - after_first, "s", key=f"command-{name}", compile_seconds=compile_seconds))
+    rows.append(
+      row(
+        f"configs/{name}.py: command to the end of the first round, without compilation",
+        seconds - compile_seconds - after_first,
+        "s",
+        key=f"command-{name}",
+        compile_seconds=compile_seconds,
+      )
+    )
   return rows

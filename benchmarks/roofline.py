@@ -42,9 +42,18 @@ def roofline(repeats: int, quick: bool) -> list[dict[str, Any]]:
         bound = "neither (the number of small operations)"
       if jax.default_backend() == "cpu":
         bound = "unknown (most of these bytes stay in caches)"
-      rows.append(row(f"{case.name}, task_axis {how}: {100 * achieved / flops:.0f} % of {flops / 1e9:,.0f} GFLOP/s, "
-                      f"{100 * moved / bandwidth:.0f} % of {bandwidth / 1e9:,.0f} GB/s; bound by {bound}", 1000 * each, "ms",
-                      key=f"roofline-{name}-{how}", of_flops=achieved / flops, of_bandwidth=moved / bandwidth, bound=bound))
+      rows.append(
+        row(
+          f"{case.name}, task_axis {how}: {100 * achieved / flops:.0f} % of {flops / 1e9:,.0f} GFLOP/s, "
+          f"{100 * moved / bandwidth:.0f} % of {bandwidth / 1e9:,.0f} GB/s; bound by {bound}",
+          1000 * each,
+          "ms",
+          key=f"roofline-{name}-{how}",
+          of_flops=achieved / flops,
+          of_bandwidth=moved / bandwidth,
+          bound=bound,
+        )
+      )
   return rows
 
 
@@ -59,6 +68,7 @@ def table1_row(repeats: int, quick: bool, data_dir: str | None = None) -> list[d
   from configs import cifar10
   from experiments.run import run
   from metagater_jax.data.datasets import Dataset
+
   config = cifar10.get_config()
   config.update(eval_every=10, data_dir=data_dir)
   data = None
@@ -67,5 +77,12 @@ def table1_row(repeats: int, quick: bool, data_dir: str | None = None) -> list[d
     data = Dataset("random", rng.integers(0, 256, (60_000, 32, 32, 3), np.uint8), np.arange(60_000, dtype=np.int32) % 10, 10)
   with tempfile.TemporaryDirectory() as folder:
     seconds = run(config, Path(folder) / "run", data, quiet=True)["seconds"]
-  return [row("Table 1, CIFAR-10 with gates, K = 1: 100 rounds, evaluation every 10, after compilation",
-              seconds["train"] + seconds["evaluate"], "s", key="table1", compile_seconds=seconds["compile"])]
+  return [
+    row(
+      "Table 1, CIFAR-10 with gates, K = 1: 100 rounds, evaluation every 10, after compilation",
+      seconds["train"] + seconds["evaluate"],
+      "s",
+      key="table1",
+      compile_seconds=seconds["compile"],
+    )
+  ]

@@ -32,59 +32,149 @@ __all__ = ["compare", "main", "read_numbers"]
 _ROOT = Path(__file__).resolve().parent.parent
 
 # What a record says of time, machine and code, and not of results.
-_VOLATILE = {"seconds", "round_ms", "learning_seconds", "compile_seconds", "episodes_per_second", "versions", "devices", "temporary_mb",
-             "train_seconds", "seconds_per_step"}
+_VOLATILE = {
+  "seconds",
+  "round_ms",
+  "learning_seconds",
+  "compile_seconds",
+  "episodes_per_second",
+  "versions",
+  "devices",
+  "temporary_mb",
+  "train_seconds",
+  "seconds_per_step",
+}
 
-_SMALL_FEWSHOT = ("--config.ways=3 --config.queries=4 --config.train_queries=4 --config.widths=(4,4,4,4) --config.steps=12 --config.eval_every=6 "
-                  "--config.validation_episodes=8 --config.test_episodes=16 --config.inner_steps=2 --config.test_inner_steps=3 "
-                  "--config.steps_per_dispatch=6 --config.episodes=2 --config.prune.episodes=4 --config.mesh=none")
+_SMALL_FEWSHOT = (
+  "--config.ways=3 --config.queries=4 --config.train_queries=4 --config.widths=(4,4,4,4) --config.steps=12 --config.eval_every=6 "
+  "--config.validation_episodes=8 --config.test_episodes=16 --config.inner_steps=2 --config.test_inner_steps=3 "
+  "--config.steps_per_dispatch=6 --config.episodes=2 --config.prune.episodes=4 --config.mesh=none"
+)
 
 
 def _commands(data: str, new: bool) -> Iterator[tuple[str, list[list[str]]]]:
   """Name of a run to its commands, in which WORKDIR stands for its folder; several commands start together. `new`: of the tree as it is now."""
   run = lambda config, text, workdir="WORKDIR": [
-      "-m", "experiments.run", f"--config=configs/{config}.py", f"--workdir={workdir}", f"--config.data_dir={data}", *text.split()]
+    "-m",
+    "experiments.run",
+    f"--config=configs/{config}.py",
+    f"--workdir={workdir}",
+    f"--config.data_dir={data}",
+    *text.split(),
+  ]
   for algorithm in ("metagater", "fedavg", "fedprox", "per_fedavg", "pfedme", "reptile"):
     short = f"--config.algorithm={algorithm} --config.rounds=6 --config.eval_every=3"
     yield f"digits {algorithm}", [run("digits", f"{short} --config.gated=True")]
     yield f"digits {algorithm}, K = 2, not gated", [run("digits", f"{short} --config.gated=False --config.local_steps=2")]
     yield f"mnist {algorithm}", [run("mnist", short)]
-  for algorithm, gated, rates in (("metagater", True, ""), ("metagater", False, ""), ("fedavg", False, ""), ("per_fedavg", False, ""),
-                                  ("pfedme", False, "--config.local_lr=0.01 --config.personal_lr=0.02")):
-    yield f"cifar10_small {algorithm}{' gated' * gated}{', own rates' * bool(rates)}", [run("cifar10_small", (
-        f"{rates} --config.algorithm={algorithm} --config.gated={gated} --config.rounds=2 --config.eval_every=2 --config.cohort=4 --config.tasks=24 "
-        "--config.target_tasks=4 --config.validation_tasks=2 --config.widths=(8,8,8,8,8,8)"))]
-  yield "cifar10 metagater gated", [run("cifar10", "--config.rounds=2 --config.eval_every=2 --config.cohort=4 --config.tasks=24 "
-                                        "--config.target_tasks=4 --config.validation_tasks=2")]
+  for algorithm, gated, rates in (
+    ("metagater", True, ""),
+    ("metagater", False, ""),
+    ("fedavg", False, ""),
+    ("per_fedavg", False, ""),
+    ("pfedme", False, "--config.local_lr=0.01 --config.personal_lr=0.02"),
+  ):
+    yield (
+      f"cifar10_small {algorithm}{' gated' * gated}{', own rates' * bool(rates)}",
+      [
+        run(
+          "cifar10_small",
+          (
+            f"{rates} --config.algorithm={algorithm} --config.gated={gated} --config.rounds=2 --config.eval_every=2 --config.cohort=4 --config.tasks=24 "
+            "--config.target_tasks=4 --config.validation_tasks=2 --config.widths=(8,8,8,8,8,8)"
+          ),
+        )
+      ],
+    )
+  yield (
+    "cifar10 metagater gated",
+    [
+      run(
+        "cifar10", "--config.rounds=2 --config.eval_every=2 --config.cohort=4 --config.tasks=24 --config.target_tasks=4 --config.validation_tasks=2"
+      )
+    ],
+  )
   for gradient in ("exact", "hessian_free"):
     yield f"digits per_fedavg {gradient}", [run("digits", f"--config.algorithm=per_fedavg --config.DERIVATIVE={gradient} --config.rounds=6")]
   short = "--config.rounds=6 --config.eval_every=3"
   yield "digits streamed", [run("digits", f"{short} --config.memory_mb=8")]
   yield "digits meshed", [run("digits", f"{short} --config.mesh=auto")]
-  yield "digits dirichlet, vmap", [run("digits", f"{short} --config.partition=dirichlet --config.tasks=8 --config.target_tasks=3 --config.task_axis=vmap")]
+  yield (
+    "digits dirichlet, vmap",
+    [run("digits", f"{short} --config.partition=dirichlet --config.tasks=8 --config.target_tasks=3 --config.task_axis=vmap")],
+  )
   with socket.socket() as probe:
     probe.bind(("", 0))
     port = probe.getsockname()[1]
-  yield "digits in two processes", [run("digits", f"{short} --coordinator=localhost:{port} --num_processes=2 --process_id={i}", f"WORKDIR/{i}")
-                                    for i in range(2)]
-  for prune in ("--config.prune.score=anp", "--config.prune.score=anp --config.prune.average=signed", "--config.prune.score=snip",
-                "--config.prune.score=magnitude", "--config.prune.score=magnitude --config.prune.granularity=channel"):
+  yield (
+    "digits in two processes",
+    [run("digits", f"{short} --coordinator=localhost:{port} --num_processes=2 --process_id={i}", f"WORKDIR/{i}") for i in range(2)],
+  )
+  for prune in (
+    "--config.prune.score=anp",
+    "--config.prune.score=anp --config.prune.average=signed",
+    "--config.prune.score=snip",
+    "--config.prune.score=magnitude",
+    "--config.prune.score=magnitude --config.prune.granularity=channel",
+  ):
     yield f"digits pruned {prune}", [run("digits", f"{short} --config.prune.sparsity=0.8 --config.prune.every=1 {prune}")]
-  fewshot = lambda text: [["-m", "experiments.fewshot", "--config=configs/cifarfs_maml.py", "--workdir=WORKDIR", f"--config.data_dir={data}",
-                           *_SMALL_FEWSHOT.split(), *text.split()]]
+  fewshot = lambda text: [
+    [
+      "-m",
+      "experiments.fewshot",
+      "--config=configs/cifarfs_maml.py",
+      "--workdir=WORKDIR",
+      f"--config.data_dir={data}",
+      *_SMALL_FEWSHOT.split(),
+      *text.split(),
+    ]
+  ]
   for learner in ("maml", "anil", "reptile"):
     for score in ("none", "anp", "snip", "magnitude", "random"):
       prune = "" if score == "none" else f"--config.prune.score={score} --config.prune.sparsity=0.6 --config.prune.every=1"
       yield f"fewshot {learner} {score}", fewshot(f"--config.learner={learner} {prune}")
   yield "fewshot maml first order", fewshot("--config.derivative=first_order")
   yield "fewshot maml learned rates", fewshot("--config.learn_rates=True")
-  yield "fewshot resnet12", fewshot("--config.model=resnet12 --config.learner=anil --config.prune.score=anp --config.prune.sparsity=0.6 "
-                                    "--config.prune.every=1 --config.prune.granularity=channel")
-  yield "tables", [["-m", "experiments.tables", "--tables=1,2", f"--seeds={'1-' if new else ''}2", "--rounds=2", "--protocols=mnist,cifar10", "--workdir=WORKDIR",
-                    f"--data_dir={data}"]]
+  yield (
+    "fewshot resnet12",
+    fewshot(
+      "--config.model=resnet12 --config.learner=anil --config.prune.score=anp --config.prune.sparsity=0.6 "
+      "--config.prune.every=1 --config.prune.granularity=channel"
+    ),
+  )
+  yield (
+    "tables",
+    [
+      [
+        "-m",
+        "experiments.tables",
+        "--tables=1,2",
+        f"--seeds={'1-' if new else ''}2",
+        "--rounds=2",
+        "--protocols=mnist,cifar10",
+        "--workdir=WORKDIR",
+        f"--data_dir={data}",
+      ]
+    ],
+  )
   for protocol, methods in (("mnist", "fedavg,per_fedavg"), ("digits", "metagater_ungated,metagater")):
-    yield f"tune {protocol}", [["-m", "experiments.tune", f"--protocols={protocol}", f"--methods={methods}", "--trials=2", "--rates=3",
-                                "--rounds=3", "--out=WORKDIR", f"--data_dir={data}", *(["--workdir=WORKDIR/trials"] if new else [])]]
+    yield (
+      f"tune {protocol}",
+      [
+        [
+          "-m",
+          "experiments.tune",
+          f"--protocols={protocol}",
+          f"--methods={methods}",
+          "--trials=2",
+          "--rates=3",
+          "--rounds=3",
+          "--out=WORKDIR",
+          f"--data_dir={data}",
+          *(["--workdir=WORKDIR/trials"] if new else []),
+        ]
+      ],
+    )
   yield "anp", [["-c", _ANP]]
   yield "pruned rounds", [["-c", _PRUNED_ROUNDS]]
   yield "sparsity curve", [["-c", _CURVE]]
@@ -130,7 +220,10 @@ def read_numbers(folder: Path) -> dict[str, Any]:
     elif path.suffix == ".npz":
       with np.load(path) as archive:
         for leaf, values in archive.items():
-          numbers[f"{name}:{leaf}"] = [hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest(), float(np.abs(values).sum(dtype=np.float64))]
+          numbers[f"{name}:{leaf}"] = [
+            hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest(),
+            float(np.abs(values).sum(dtype=np.float64)),
+          ]
   return numbers
 
 
@@ -159,8 +252,9 @@ def _run(name, commands, tree):
       command = [imports + part if "\n" in part else part for part in command]
       for old, value in names.items():
         command = [part.replace(old, value) for part in command]
-      processes.append(subprocess.Popen([sys.executable, *command], cwd=tree, env=environment, stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT, text=True))
+      processes.append(
+        subprocess.Popen([sys.executable, *command], cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+      )
     said = [process.communicate()[0] for process in processes]
     failed = [text[-2000:] for process, text in zip(processes, said) if process.returncode]
     numbers = {"failed": failed[0]} if failed else read_numbers(Path(folder))
@@ -182,11 +276,14 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
       lines.append(f"{run}: {len(missing)} of {len(old)} numbers are missing, as {missing[0]}")
     if differing:
       value = lambda x: x[1] if isinstance(x, list) else x
-      size = {name: abs(value(a) - value(b)) if all(isinstance(value(x), int | float) for x in (a, b)) else float("inf")
-              for name, (a, b) in differing.items()}
+      size = {
+        name: abs(value(a) - value(b)) if all(isinstance(value(x), int | float) for x in (a, b)) else float("inf")
+        for name, (a, b) in differing.items()
+      }
       worst = max(size, key=size.get)
-      lines.append(f"{run}: {len(differing)} of {len(old)} numbers differ, most {worst}: {value(differing[worst][0])} and "
-                   f"{value(differing[worst][1])}")
+      lines.append(
+        f"{run}: {len(differing)} of {len(old)} numbers differ, most {worst}: {value(differing[worst][0])} and {value(differing[worst][1])}"
+      )
   return lines
 
 
@@ -202,7 +299,11 @@ def main() -> None:
   options = parser.parse_args()
   numbers = json.loads(options.out.read_text()) if options.out.is_file() else {}
   data = str(Path(options.data_dir).resolve())
-  todo = [(name, commands) for name, commands in _commands(data, (options.tree / "experiments" / "studies").is_dir()) if options.only in name and name not in numbers]
+  todo = [
+    (name, commands)
+    for name, commands in _commands(data, (options.tree / "experiments" / "studies").is_dir())
+    if options.only in name and name not in numbers
+  ]
   with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
     futures = {pool.submit(_run, name, commands, options.tree.resolve()): name for name, commands in todo}
     for future in concurrent.futures.as_completed(futures):

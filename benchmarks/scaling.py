@@ -31,10 +31,9 @@ def synthetic_file(tasks: int) -> Iterator[Path]:
   try:
     block = np.random.default_rng(0).integers(0, 256, (20 * _SAMPLES, 32, 32, 3), np.uint8)
     with (folder / "images.npy").open("wb") as file:
-      np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False,
-                                                  "shape": (tasks * _SAMPLES, 32, 32, 3)})
+      np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (tasks * _SAMPLES, 32, 32, 3)})
       for start in range(0, tasks * _SAMPLES, len(block)):
-        file.write(block[:tasks * _SAMPLES - start].data)
+        file.write(block[: tasks * _SAMPLES - start].data)
     yield folder / "images.npy"
   finally:
     shutil.rmtree(folder, ignore_errors=True)
@@ -56,10 +55,11 @@ def _streamed(images, labels, partition, rounds, blocks):
   server = mg.federated_init(algorithm, network.init(jax.random.key(0), case.shape), jax.random.key(1)).server
 
   def step(server, plan, key_data, minibatches):
-    return mg.federated.follow_plan(algorithm, server, plan._replace(keys=jax.random.wrap_key_data(key_data)), minibatches,
-                          mg.data.Pool(None, None, jnp.array([0.5, 0.5])))
-  stream = store.rounds(jax.random.key(1), np.arange(tasks), start=0, blocks=[rounds] * (blocks + 1), cohort=case.cohort,
-                        batch_size=20)
+    return mg.federated.follow_plan(
+      algorithm, server, plan._replace(keys=jax.random.wrap_key_data(key_data)), minibatches, mg.data.Pool(None, None, jnp.array([0.5, 0.5]))
+    )
+
+  stream = store.rounds(jax.random.key(1), np.arange(tasks), start=0, blocks=[rounds] * (blocks + 1), cohort=case.cohort, batch_size=20)
   planned = next(stream)
   without_keys = lambda planned: planned.plan._replace(keys=None)
   ready = jax.jit(step).lower(server, without_keys(planned), planned.key_data, planned.minibatches).compile()
@@ -71,6 +71,7 @@ def _streamed(images, labels, partition, rounds, blocks):
     start = time.perf_counter()
     run(next(stream))
     return time.perf_counter() - start
+
   return seconds, memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
 
 
@@ -89,10 +90,17 @@ def populations(repeats: int, quick: bool) -> list[dict[str, Any]]:
       for size, (seconds, _) in runs.items():
         taken[size].append(seconds())
   median = {size: float(np.median(values)) for size, values in taken.items()}
-  rows = [row(f"CIFAR-10 round from the host, {size} tasks of {_SAMPLES} images", 1000 * median[size] / rounds, "ms",
-              key=f"population-{size}", peak_mb=runs[size][1] / 2**20) for size in sizes]
-  return [*rows, row(f"population {sizes[0]} -> {sizes[-1]}: round time", median[sizes[-1]] / median[sizes[0]], "ratio",
-                     key="population")]
+  rows = [
+    row(
+      f"CIFAR-10 round from the host, {size} tasks of {_SAMPLES} images",
+      1000 * median[size] / rounds,
+      "ms",
+      key=f"population-{size}",
+      peak_mb=runs[size][1] / 2**20,
+    )
+    for size in sizes
+  ]
+  return [*rows, row(f"population {sizes[0]} -> {sizes[-1]}: round time", median[sizes[-1]] / median[sizes[0]], "ratio", key="population")]
 
 
 def cohorts(repeats: int, quick: bool) -> list[dict[str, Any]]:
@@ -102,8 +110,10 @@ def cohorts(repeats: int, quick: bool) -> list[dict[str, Any]]:
   tasks = population(256, 40, case.shape, case.classes)
   programs = {size: program(case, tasks, cohort=size, rounds=1, default=True) for size in sizes}
   seconds = medians(repeats, {size: p.run for size, p in programs.items()})
-  rows = [row(f"CIFAR-10 round, cohort {size}", 1000 * seconds[size], "ms", key=f"cohort-{size}",
-              peak_mb=programs[size].peak_bytes / 2**20) for size in sizes]
+  rows = [
+    row(f"CIFAR-10 round, cohort {size}", 1000 * seconds[size], "ms", key=f"cohort-{size}", peak_mb=programs[size].peak_bytes / 2**20)
+    for size in sizes
+  ]
   if 200 in sizes:
     rows.append(row("cohort 20 -> 200: round time", seconds[200] / seconds[20], "ratio", key="cohort"))
   return rows
@@ -118,8 +128,10 @@ def steps_and_widths(repeats: int, quick: bool) -> list[dict[str, Any]]:
   programs = {f"K = {k}": program(case, tasks, steps=k, rounds=1, default=True) for k in steps}
   programs |= {f"widths {'-'.join(map(str, w))}": program(case, tasks, widths=w, rounds=1, default=True) for w in widths}
   seconds = medians(repeats, {name: p.run for name, p in programs.items()})
-  return [row(f"CIFAR-10 round, {name}", 1000 * seconds[name], "ms", compile_seconds=p.compile_seconds,
-              peak_mb=p.peak_bytes / 2**20) for name, p in programs.items()]
+  return [
+    row(f"CIFAR-10 round, {name}", 1000 * seconds[name], "ms", compile_seconds=p.compile_seconds, peak_mb=p.peak_bytes / 2**20)
+    for name, p in programs.items()
+  ]
 
 
 def larger_than_memory(repeats: int, quick: bool) -> list[dict[str, Any]]:
@@ -135,15 +147,23 @@ def larger_than_memory(repeats: int, quick: bool) -> list[dict[str, Any]]:
   rows, peaks = [], {}
   with synthetic_file(size) as path:
     for tasks in (100, size):
-      done = subprocess.run([sys.executable, "-m", "benchmarks.scaling", str(path), str(tasks)], capture_output=True, text=True,
-                            timeout=1800)
+      done = subprocess.run([sys.executable, "-m", "benchmarks.scaling", str(path), str(tasks)], capture_output=True, text=True, timeout=1800)
       if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
       peaks[tasks], seconds, round_ms = map(float, done.stdout.split()[-3:])
-      rows.append(row(f"training on {tasks} tasks of {_SAMPLES} images, memory_mb = 256: peak of the process", peaks[tasks],
-                      "MB", round_ms=round_ms, seconds=seconds))
-  return [*rows, row(f"the same, {size} tasks beyond 100 (the data is {size * _SAMPLES * 3072 / 2**20:,.0f} MB)",
-                     peaks[size] - peaks[100], "MB", key="memory")]
+      rows.append(
+        row(
+          f"training on {tasks} tasks of {_SAMPLES} images, memory_mb = 256: peak of the process",
+          peaks[tasks],
+          "MB",
+          round_ms=round_ms,
+          seconds=seconds,
+        )
+      )
+  return [
+    *rows,
+    row(f"the same, {size} tasks beyond 100 (the data is {size * _SAMPLES * 3072 / 2**20:,.0f} MB)", peaks[size] - peaks[100], "MB", key="memory"),
+  ]
 
 
 def _train(path: str, tasks: int) -> None:
@@ -152,9 +172,9 @@ def _train(path: str, tasks: int) -> None:
   from experiments.config import registry
   from experiments.run import run
   from metagater_jax.data.datasets import Dataset
+
   config = cifar10.get_config()
-  config.update(tasks=tasks, memory_mb=256, rounds=20, eval_every=20, rounds_per_dispatch=5, target_tasks=10,
-                validation_tasks=10, gated=False)
+  config.update(tasks=tasks, memory_mb=256, rounds=20, eval_every=20, rounds_per_dispatch=5, target_tasks=10, validation_tasks=10, gated=False)
   images, labels, partition = _tasks_of(path, tasks)
   registry.PARTITIONS["labels"] = lambda *_: partition  # the file's own tasks; drawing them would cost more than a round
   with tempfile.TemporaryDirectory() as folder:

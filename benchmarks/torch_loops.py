@@ -17,6 +17,7 @@ def torch_rounds(case: Case, tasks, steps: int = 1, rounds: int = ROUNDS) -> Cal
   """
   import torch
   from torch import nn
+
   convolutional = case.model != "mlp"
   images = torch.tensor(np.array(tasks.images)).float() / 127.5 - 1
   images = images.permute(0, 3, 1, 2).contiguous() if convolutional else images.reshape(len(images), -1)
@@ -46,7 +47,7 @@ def torch_rounds(case: Case, tasks, steps: int = 1, rounds: int = ROUNDS) -> Cal
       alpha, gamma = 2 / (t + 1), t * beta / 2
       md = [(1 - alpha) * a + alpha * b for a, b in zip(ag, x)]
       d = [torch.zeros_like(p) for p in md]
-      for task in torch.randperm(len(index), generator=generator)[:case.cohort]:
+      for task in torch.randperm(len(index), generator=generator)[: case.cohort]:
         with torch.no_grad():
           for p, start in zip(parameters, md):
             p.copy_(start)
@@ -62,4 +63,5 @@ def torch_rounds(case: Case, tasks, steps: int = 1, rounds: int = ROUNDS) -> Cal
             total += prox_weight * (start - p) / case.cohort
       x = [a - gamma * b for a, b in zip(x, d)]
       ag = [a - beta * b for a, b in zip(md, d)]
+
   return run

@@ -47,10 +47,16 @@ def main() -> None:
         continue
       seconds = time.perf_counter() - start
       unseen = float(_trial(fresh, settings)[rate])
-      figures[name][search.__name__.strip("_")] = {"found": accuracy, "on unseen populations": unseen, "seconds": seconds,
-                                                   "settings": settings | {"adapt_lr": fresh.rates[rate]}}
-      print(f"{name:<18} {search.__name__.strip('_'):<11} found {100 * accuracy:.2f} %, on unseen populations "
-            f"{100 * unseen:.2f} %, {seconds:.1f} s", flush=True)
+      figures[name][search.__name__.strip("_")] = {
+        "found": accuracy,
+        "on unseen populations": unseen,
+        "seconds": seconds,
+        "settings": settings | {"adapt_lr": fresh.rates[rate]},
+      }
+      print(
+        f"{name:<18} {search.__name__.strip('_'):<11} found {100 * accuracy:.2f} %, on unseen populations {100 * unseen:.2f} %, {seconds:.1f} s",
+        flush=True,
+      )
   if options.out:
     options.out.write_text(json.dumps(figures, indent=1) + "\n")
 
@@ -61,7 +67,7 @@ def _best(trials):
 
 
 def _trial(tuner, settings):
-  (_, _, accuracies, _), = tuner.trial(settings, looks=1)
+  ((_, _, accuracies, _),) = tuner.trial(settings, looks=1)
   return accuracies
 
 
@@ -76,14 +82,21 @@ def _sobol_vmap(tuner, space, trials):
   def one(settings, seed, population, training, validation):
     model = tuner._rounds(settings, tuner._init(settings, seed), population, training, tuner.config.rounds)[1]
     return tuner._accuracies(model, population, validation, settings, jnp.asarray(tuner.rates), tuner.config.personalizer)
+
   every = jax.jit(jax.vmap(one, in_axes=(0, None, None, None, None)))
-  accuracies = np.mean([np.asarray(every(
-      together, jnp.asarray(seed), population, jnp.asarray(tasks.training), jnp.asarray(tasks.validation))) for (seed, tasks), population in zip(tuner.tasks, tuner.populations)], axis=0)
+  accuracies = np.mean(
+    [
+      np.asarray(every(together, jnp.asarray(seed), population, jnp.asarray(tasks.training), jnp.asarray(tasks.validation)))
+      for (seed, tasks), population in zip(tuner.tasks, tuner.populations)
+    ],
+    axis=0,
+  )
   return _best(list(zip(chosen, np.nan_to_num(accuracies))))
 
 
 def _optuna(tuner, space, trials):
   import optuna
+
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   done = []
 
@@ -91,6 +104,7 @@ def _optuna(tuner, space, trials):
     settings = {name: trial.suggest_float(name, low, high, log=True) for name, (low, high) in space.items()}
     done.append((settings, _trial(tuner, settings)))
     return done[-1][1].max()
+
   optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0)).optimize(objective, n_trials=trials)
   return _best(done)
 

@@ -24,7 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(prog="python -m experiments.channel_pruning", description=__doc__.split("\n")[0], allow_abbrev=False)
   parser.add_argument("--cases", type=words, default=list(CASES), help=f"of {', '.join(CASES)}")
   parser.add_argument("--ways", type=words, default=list(WAYS), help=f"of {', '.join(WAYS)}")
-  parser.add_argument("--levels", type=lambda text: [float(level) for level in text.split(",")], default=list(LEVELS), help="fractions of the multiply-accumulates that go")
+  parser.add_argument(
+    "--levels",
+    type=lambda text: [float(level) for level in text.split(",")],
+    default=list(LEVELS),
+    help="fractions of the multiply-accumulates that go",
+  )
   parser.add_argument("--seeds", default="8-9", help="3, 1-3 or 1,4-6; default: 8-9")
   parser.add_argument("--steps", type=int, help="of meta-training before pruning; default: the case's own")
   parser.add_argument("--level_steps", type=int, help="of meta-training at each level; default: the case's own")
@@ -39,14 +44,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         needs(package)
     except ImportError as error:
       raise ConfigError(str(error)) from error
-    found = reproduce(options.workdir, cases=options.cases, ways=options.ways, levels=options.levels, seeds=parse_seeds(options.seeds),
-                      steps=options.steps, level_steps=options.level_steps, data_dir=options.data_dir, log=partial(print, flush=True))
+    found = reproduce(
+      options.workdir,
+      cases=options.cases,
+      ways=options.ways,
+      levels=options.levels,
+      seeds=parse_seeds(options.seeds),
+      steps=options.steps,
+      level_steps=options.level_steps,
+      data_dir=options.data_dir,
+      log=partial(print, flush=True),
+    )
     report = summarized(found)
     folder = options.out or Path(options.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "channel_pruning.json", report)
     draw(report, folder / "channel_pruning.png")
     print(f"{accuracy_table(report)}\n\n{device_table(report)}\n\n{folder / 'channel_pruning.png'}")
+
   study_command("experiments.channel_pruning", body)
 
 

@@ -19,8 +19,14 @@ from metagater_jax.core.checks import unknown
 __all__ = ["launch", "numbers", "study_command", "words"]
 
 
-def launch(program: str, default: str, base: ConfigDict, body: Callable[[ConfigDict, Path, flags.FlagValues], None],
-           arguments: Sequence[str] | None = None, define: Callable[[flags.FlagValues], None] = lambda values: None) -> None:
+def launch(
+  program: str,
+  default: str,
+  base: ConfigDict,
+  body: Callable[[ConfigDict, Path, flags.FlagValues], None],
+  arguments: Sequence[str] | None = None,
+  define: Callable[[flags.FlagValues], None] = lambda values: None,
+) -> None:
   """Runs `body(config, workdir, options)` of a command that takes a config file. Bad input ends it with one line on standard error and exit
   status 2.
 
@@ -38,12 +44,15 @@ def launch(program: str, default: str, base: ConfigDict, body: Callable[[ConfigD
   if not files:  # here, because a flag's own default is parsed, with its overrides, before errors can be caught
     arguments = [f"--config={CONFIGS / default}.py", *arguments]
   options = flags.FlagValues()  # not absl's own, so that commands can be called several times in a process
-  config_flags.DEFINE_config_file("config", None, f"The experiment; see configs/. Default: configs/{default}.py.", flag_values=options,
-                                  sys_argv=["command", *arguments])
+  config_flags.DEFINE_config_file(
+    "config", None, f"The experiment; see configs/. Default: configs/{default}.py.", flag_values=options, sys_argv=["command", *arguments]
+  )
   flags.DEFINE_string("workdir", None, "Where results go; by default a new folder under runs/.", flag_values=options)
   define(options)
   if {"--help", "-h", "--helpfull"} & set(arguments):
-    print(f"python -m {program}\n{options.get_help(include_special_flags=False)}\n\nFields, as --config.field=value:\n  " + "\n  ".join(_fields(base)))
+    print(
+      f"python -m {program}\n{options.get_help(include_special_flags=False)}\n\nFields, as --config.field=value:\n  " + "\n  ".join(_fields(base))
+    )
     return
   try:
     for file in files:
@@ -110,15 +119,16 @@ def _fields(base, prefix=""):
 def _check_kind(program, config, base):
   if set(config) != set(base):
     other = "experiments.run" if program == "experiments.fewshot" else "experiments.fewshot"
-    raise ConfigError(f"the config '{config.get('name', '')}' is not for {program}: it lacks "
-                      f"{', '.join(sorted(set(base) - set(config))[:3]) or 'nothing'}; try `python -m {other}`.")
+    raise ConfigError(
+      f"the config '{config.get('name', '')}' is not for {program}: it lacks "
+      f"{', '.join(sorted(set(base) - set(config))[:3]) or 'nothing'}; try `python -m {other}`."
+    )
 
 
 def _new_workdir(name):
   check_name(name)
   stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-  return next(path for path in (stem.with_name(stem.name + suffix) for suffix in ("", *(f"-{i}" for i in range(1, 1000))))
-              if not path.exists())
+  return next(path for path in (stem.with_name(stem.name + suffix) for suffix in ("", *(f"-{i}" for i in range(1, 1000)))) if not path.exists())
 
 
 def _config_files(arguments):

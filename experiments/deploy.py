@@ -34,10 +34,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
   options = parser.parse_args(arguments)
 
   def body():
-    deploy_run(options.workdir, options.task, formats=options.format, threshold=options.threshold, always_on=options.always_on,
-               multiple=options.multiple, batches=options.batches, repeats=options.repeats, samples=options.samples, page=options.page,
-               data_dir=options.data_dir, log=partial(print, flush=True))
+    deploy_run(
+      options.workdir,
+      options.task,
+      formats=options.format,
+      threshold=options.threshold,
+      always_on=options.always_on,
+      multiple=options.multiple,
+      batches=options.batches,
+      repeats=options.repeats,
+      samples=options.samples,
+      page=options.page,
+      data_dir=options.data_dir,
+      log=partial(print, flush=True),
+    )
     print(report_deploy(options.workdir))
+
   study_command("experiments.deploy", body)
 
 

@@ -31,10 +31,12 @@ def run(config: ConfigDict, workdir: str | Path, splits: fewshot.Splits | None =
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """The command. Bad input ends it with one line on standard error and exit status 2."""
+
   def body(config, workdir, options):
     del options
     use_cores(config)
     run(config, workdir)
+
   launch("experiments.fewshot", "cifarfs_maml", base_config(), body, arguments)
 
 

@@ -32,12 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
   def body():
     config = protocol_config(PROTOCOL, options.data_dir)
     use_cores(config)
-    report = reproduce(options.workdir, scores=options.scores, seeds=parse_seeds(options.seeds), config=config,
-                       log=partial(print, flush=True))
+    report = reproduce(options.workdir, scores=options.scores, seeds=parse_seeds(options.seeds), config=config, log=partial(print, flush=True))
     print(markdown(report))
     if options.out:
       options.out.parent.mkdir(parents=True, exist_ok=True)
       write_json(options.out, report)
+
   study_command("experiments.pruned_rounds", body)
 
 

@@ -30,8 +30,8 @@ __all__ = ["main", "quickstart"]
 _SHARED = {"tasks": 30, "target_tasks": 10, "rounds": 60, "eval_every": 60, "widths": (32, 64, 128)}
 # Found on seeds 100 to 102, each in about a dozen trials over the rates of training and of adaptation.
 METHODS: dict[str, dict[str, Any]] = {
-    "FedAvg": {"algorithm": "fedavg", "gated": False, "local_lr": 0.06, "adapt_lr": 0.03},
-    "MetaGater": {"gated_layers": ("conv2", "conv3"), "keep": "conv2=32,conv3=64", "local_lr": 0.1, "adapt_lr": 0.05},
+  "FedAvg": {"algorithm": "fedavg", "gated": False, "local_lr": 0.06, "adapt_lr": 0.03},
+  "MetaGater": {"gated_layers": ("conv2", "conv3"), "keep": "conv2=32,conv3=64", "local_lr": 0.1, "adapt_lr": 0.05},
 }
 _PACKAGES = ("litert_converter", "ai_edge_litert", "litert_quantizer")
 
@@ -45,8 +45,8 @@ def quickstart(workdir: str | Path, *, seed: int = 0, log=print) -> dict[str, An
     log: gets a line per part.
 
   Returns:
-    By method `before` and `after`, the accuracy of each new device, and what the network costs: `macs`, `parameters`, and where the packages that make
-    files are installed `bytes` and `microseconds`; `sparsity` is the share of MetaGater's gated filters that are off, `asked` what `keep` means.
+    By method `before` and `after`, the accuracy of each new device, and what the network costs: `macs`, `parameters`, and where the packages
+    that make files are installed `bytes` and `microseconds`; `sparsity` is the share of its gated filters that are off, `asked` what `keep` means.
 
   Raises:
     ConfigError: a seed that is none, or a workdir that cannot be written.
@@ -65,8 +65,12 @@ def quickstart(workdir: str | Path, *, seed: int = 0, log=print) -> dict[str, An
     if isinstance(result, Exception):
       raise result
     cost = lambda part, result=result: result[part]["gated"] or result[part]["dense"]
-    found["methods"][name] = {"before": result["accuracy_before_adaptation"]["per_task"], "after": result["accuracy"]["per_task"],
-                              "macs": cost("macs"), "parameters": cost("parameters")}
+    found["methods"][name] = {
+      "before": result["accuracy_before_adaptation"]["per_task"],
+      "after": result["accuracy"]["per_task"],
+      "macs": cost("macs"),
+      "parameters": cost("parameters"),
+    }
     if result["gated"]:
       found |= {"sparsity": result["sparsity"]["mean"], "asked": 1 - sum(_kept(config.keep).values()) / sum(_widths(config))}
       targets = result["target_tasks"]
@@ -100,21 +104,34 @@ def _widths(config):
 
 
 # What a network costs: key, what a reader sees, and how to write it.
-_COSTS = (("macs", "multiply-accumulates per image", "{:,.0f}"), ("parameters", "parameters", "{:,.0f}"), ("bytes", "bytes of its file", "{:,.0f}"),
-          ("microseconds", "µs per image (LiteRT, one thread)", "{:.1f}"))
+_COSTS = (
+  ("macs", "multiply-accumulates per image", "{:,.0f}"),
+  ("parameters", "parameters", "{:,.0f}"),
+  ("bytes", "bytes of its file", "{:,.0f}"),
+  ("microseconds", "µs per image (LiteRT, one thread)", "{:.1f}"),
+)
 
 
 def text(found: dict[str, Any]) -> str:
   """The result as lines for a terminal."""
   methods = found["methods"]
-  rows = [("accuracy before adaptation", [f"{100 * np.mean(own['before']):.1f} %" for own in methods.values()]),
-          ("accuracy after one step", [f"{100 * np.mean(own['after']):.1f} %" for own in methods.values()])]
+  rows = [
+    ("accuracy before adaptation", [f"{100 * np.mean(own['before']):.1f} %" for own in methods.values()]),
+    ("accuracy after one step", [f"{100 * np.mean(own['after']):.1f} %" for own in methods.values()]),
+  ]
   rows += [(label, [form.format(own[key]) for own in methods.values()]) for key, label, form in _COSTS if all(key in own for own in methods.values())]
   width = max(len(label) for label, _ in rows)
-  lines = [f"{'':<{width}}  {''.join(f'{name:>12}' for name in methods)}",
-           *(f"{label:<{width}}  {''.join(f'{value:>12}' for value in values)}" for label, values in rows)]
-  return "\n".join([*lines, f"Mean over {len(next(iter(methods.values()))['after'])} new devices, which took no part in the training. MetaGater's gates switched "
-                    f"{100 * found['sparsity']:.0f} % of their filters off ({100 * found['asked']:.0f} % asked), by each device's own data."])
+  lines = [
+    f"{'':<{width}}  {''.join(f'{name:>12}' for name in methods)}",
+    *(f"{label:<{width}}  {''.join(f'{value:>12}' for value in values)}" for label, values in rows),
+  ]
+  return "\n".join(
+    [
+      *lines,
+      f"Mean over {len(next(iter(methods.values()))['after'])} new devices, which took no part in the training. MetaGater's gates switched "
+      f"{100 * found['sparsity']:.0f} % of their filters off ({100 * found['asked']:.0f} % asked), by each device's own data.",
+    ]
+  )
 
 
 def draw(path: Path, found: dict[str, Any]) -> None:
@@ -129,15 +146,23 @@ def draw(path: Path, found: dict[str, Any]) -> None:
     axis.plot([0, 1], pairs, "o-", color=colors[name], alpha=0.35, markersize=4)
     axis.plot([0, 1], pairs.mean(1), "o-", color=colors[name], linewidth=3, markersize=9)
     for x, mean in enumerate(pairs.mean(1)):
-      axis.annotate(f"{mean:.0f} %", (x, mean), textcoords="offset points", xytext=((-12, 12)[x], 0), ha=("right", "left")[x], va="center",
-                    fontsize=11, weight="bold")
+      axis.annotate(
+        f"{mean:.0f} %",
+        (x, mean),
+        textcoords="offset points",
+        xytext=((-12, 12)[x], 0),
+        ha=("right", "left")[x],
+        va="center",
+        fontsize=11,
+        weight="bold",
+      )
     low = min(min(other["before"]) for other in methods.values())
     axis.set(xlim=(-0.8, 1.8), ylim=(100 * low - 5, 103))
     axis.set_title(name, color=colors[name], weight="bold")
     axis.set_xticks([0, 1], ["as trained", "after one step"])
     axis.grid(axis="y", alpha=0.3)
   axes[0].set_ylabel("accuracy on new devices (%)")
-  for i, (key, label) in enumerate(costs):
+  for i, (key, _) in enumerate(costs):
     for j, (name, own) in enumerate(methods.items()):
       share = own[key] / methods["FedAvg"][key]
       axes[2].barh(i + 0.38 * j - 0.19, 100 * share, 0.36, color=colors[name])
@@ -161,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       raise ConfigError(f"seed must be a whole number of at least 0, got {options.seed}.")
     found = quickstart(options.workdir, seed=options.seed, log=partial(print, flush=True))
     print(f"\n{text(found)}\nfigure: {found['figure']}; the runs are beside it. Go on: python -m experiments.run --help, README.md")
+
   study_command("experiments.quickstart", body)
 
 

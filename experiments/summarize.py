@@ -24,8 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(prog="python -m experiments.summarize", description=__doc__.split("\n")[0], allow_abbrev=False)
   parser.add_argument("--tables", type=Path, help="workdir of experiments.tables whose report is to be recorded")
   parser.add_argument("--gates", type=Path, help="workdir of experiments.tables --tables=gates whose numbers are to be recorded")
-  parser.add_argument("--deploy", type=lambda text: list(map(Path, text.split(","))), default=[],
-                      help="runs, separated by commas, of which experiments.deploy has made files")
+  parser.add_argument(
+    "--deploy",
+    type=lambda text: list(map(Path, text.split(","))),
+    default=[],
+    help="runs, separated by commas, of which experiments.deploy has made files",
+  )
   parser.add_argument("--anp", type=Path, help="workdir of experiments.anp whose report is to be recorded")
   parser.add_argument("--fewshot", type=Path, help="workdir of experiments.fewshot whose result is to be recorded")
   options = parser.parse_args(arguments)
@@ -37,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for workdir in options.deploy:
       record_deploy(workdir, _ROOT / "results")
     write_pages(_ROOT)
+
   study_command("experiments.summarize", body)
 
 

@@ -22,8 +22,12 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> None:
   """The command. Bad input ends it with one line on standard error and exit status 2."""
   parser = argparse.ArgumentParser(prog="python -m experiments.tune", description=__doc__.split("\n")[0], allow_abbrev=False)
-  parser.add_argument("--protocols", type=words, default=["mnist", "cifar10", "cifar10_small", "har"],
-                      help="configs to tune, by name, separated by commas; default: those with a file of their own")
+  parser.add_argument(
+    "--protocols",
+    type=words,
+    default=["mnist", "cifar10", "cifar10_small", "har"],
+    help="configs to tune, by name, separated by commas; default: those with a file of their own",
+  )
   known = [name for name, method in registry.methods().items() if method.space]
   parser.add_argument("--methods", type=words, help=f"some of {', '.join(known)}; default: those of the paper's tables")
   parser.add_argument("--trials", type=int, default=8, help="meta-trainings per method and seed; default: 8")
@@ -38,9 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
   def body():
     configs = {name: protocol_config(name, options.data_dir, options.rounds) for name in options.protocols}
-    reproduce(options.workdir, options.out, configs, methods=options.methods, local_steps=options.local_steps,
-              seeds=parse_seeds(options.seeds), trials=options.trials, rates=adaptation_rates(max(options.rates, 0)),
-              log=partial(print, flush=True))
+    reproduce(
+      options.workdir,
+      options.out,
+      configs,
+      methods=options.methods,
+      local_steps=options.local_steps,
+      seeds=parse_seeds(options.seeds),
+      trials=options.trials,
+      rates=adaptation_rates(max(options.rates, 0)),
+      log=partial(print, flush=True),
+    )
+
   study_command("experiments.tune", body)
 
 

@@ -19,8 +19,23 @@ def small(**fields):
   """The default few-shot config, made small, with these fields; `prune` is a dictionary of its own."""
   config = cifarfs_maml.get_config()
   prune = fields.pop("prune", {})
-  config.update({"ways": 3, "queries": 4, "widths": (4, 4, 4, 4), "steps": 40, "eval_every": 20, "validation_episodes": 10,
-                 "test_episodes": 30, "inner_lr": 0.1, "inner_steps": 2, "test_inner_steps": 3, "steps_per_dispatch": 20,
-                 "episodes": 2, "mesh": "none"} | fields)
+  config.update(
+    {
+      "ways": 3,
+      "queries": 4,
+      "widths": (4, 4, 4, 4),
+      "steps": 40,
+      "eval_every": 20,
+      "validation_episodes": 10,
+      "test_episodes": 30,
+      "inner_lr": 0.1,
+      "inner_steps": 2,
+      "test_inner_steps": 3,
+      "steps_per_dispatch": 20,
+      "episodes": 2,
+      "mesh": "none",
+    }
+    | fields
+  )
   config.prune.update(episodes=4, every=5, **prune)
   return config

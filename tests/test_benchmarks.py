@@ -43,8 +43,9 @@ def test_the_command_writes_its_table_with_facts_about_the_machine(tmp_path):
   assert "lasso: time per step" in section_table(record, "others")
 
 
-@pytest.mark.parametrize("argument, message", [
-    ("--only=lassoo", "unknown section lassoo; there are rounds, "), ("--backend=gpu", "--backend=gpu, but JAX runs on cpu here")])
+@pytest.mark.parametrize(
+  "argument, message", [("--only=lassoo", "unknown section lassoo; there are rounds, "), ("--backend=gpu", "--backend=gpu, but JAX runs on cpu here")]
+)
 def test_bad_arguments(argument, message):
   done = command(argument)
   assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
@@ -75,7 +76,9 @@ def test_quick_begins_nothing_after_its_minute(capsys, monkeypatch):
       begun.append(name)
       now[0] += 25
       return []
+
     return measure
+
   monkeypatch.setattr(command_of, "_sections", lambda options: {name: section(name) for name in ("a", "b", "c", "d")})
   monkeypatch.setattr(command_of.time, "perf_counter", lambda: now[0])
   monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick", "--devices=8"])
@@ -85,6 +88,7 @@ def test_quick_begins_nothing_after_its_minute(capsys, monkeypatch):
 
 def test_gathered_filters_give_what_masked_ones_give():
   import onnx
+
   dense, gathered = devices._gathering(6, 3, 8)
   mask = np.arange(8) % 3 == 0
   model = onnx.load_from_string(dense)

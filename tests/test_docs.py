@@ -52,24 +52,41 @@ def vectors():
 
 def test_algorithms_and_personalizers(vectors):
   network = mg.GatedNetwork(mg.MLP(classes=3, widths=(8,)))
-  names = {"mg": mg, "jax": jax, "jnp": jnp, "partial": partial, "population": vectors, "loss": mg.classification_loss(network),
-           "params": network.init(jax.random.key(0), (4,))}
+  names = {
+    "mg": mg,
+    "jax": jax,
+    "jnp": jnp,
+    "partial": partial,
+    "population": vectors,
+    "loss": mg.classification_loss(network),
+    "params": network.init(jax.random.key(0), (4,)),
+  }
   exec(block("docs/building-blocks.md", "algorithm = "), names)
   assert abs(float(mg.pruning.mask_sparsity(names["adapted"].mask)) - 0.5) < 0.02
 
 
 def test_scores_and_masks(vectors):
   network = mg.GatedNetwork(mg.MLP(classes=3, widths=(8,)))
-  names = {"mg": mg, "params": network.init(jax.random.key(0), (4,)), "loss": mg.classification_loss(network),
-           "batch": vectors.train(0).rows(jnp.arange(15))}
+  names = {
+    "mg": mg,
+    "params": network.init(jax.random.key(0), (4,)),
+    "loss": mg.classification_loss(network),
+    "batch": vectors.train(0).rows(jnp.arange(15)),
+  }
   exec(block("docs/building-blocks.md", "score = "), names)
   assert float((names["pruned"]["backbone"]["hidden1"]["kernel"] == 0).sum()) == round(0.9 * 32)
 
 
 def test_few_shot():
   rng = np.random.default_rng(0)
-  names = {"mg": mg, "jax": jax, "optax": optax, "partial": partial, "images": rng.normal(size=(60, 8, 8, 1)).astype(np.float32),
-           "labels": np.arange(60) % 5}
+  names = {
+    "mg": mg,
+    "jax": jax,
+    "optax": optax,
+    "partial": partial,
+    "images": rng.normal(size=(60, 8, 8, 1)).astype(np.float32),
+    "labels": np.arange(60) % 5,
+  }
   exec(block("docs/building-blocks.md", "pool = "), names)
   assert abs(float(mg.pruning.mask_sparsity(names["mask"])) - 0.85) < 0.01
   for weights in (names["state"].params, names["task"]):
@@ -79,8 +96,13 @@ def test_few_shot():
 def test_lasso():
   a = jax.random.normal(jax.random.key(0), (50, 10))
   b = a[:, 3] * 2
-  names = {"mg": mg, "optax": optax, "w": jnp.zeros(10), "L": jnp.linalg.norm(a, 2) ** 2 / 50,
-           "gradient": jax.grad(lambda w: jnp.mean((a @ w - b) ** 2) / 2)}
+  names = {
+    "mg": mg,
+    "optax": optax,
+    "w": jnp.zeros(10),
+    "L": jnp.linalg.norm(a, 2) ** 2 / 50,
+    "gradient": jax.grad(lambda w: jnp.mean((a @ w - b) ** 2) / 2),
+  }
   exec(block("docs/building-blocks.md", "solver = "), names)
   assert np.flatnonzero(names["solution"]).tolist() == [3]
 
@@ -136,9 +158,23 @@ def test_the_diffs_are_complete(tmp_path):
   assert len(diffs) == 5
   for diff in diffs:
     apply_diff(diff, tmp_path)
-  command = [sys.executable, "-m", "experiments.run", "--config.rounds=2", "--config.eval_every=2", "--config.algorithm=fedavgm",
-             "--config.personalizer=gate_only", "--config.gated=True", "--config.gated_layers=conv1", "--config.model=tiny", "--config.widths=(8,)",
-             "--config.dataset=dark_digits", "--config.prune.score=gradient", "--config.prune.sparsity=0.5", "--config.prune.every=1"]
+  command = [
+    sys.executable,
+    "-m",
+    "experiments.run",
+    "--config.rounds=2",
+    "--config.eval_every=2",
+    "--config.algorithm=fedavgm",
+    "--config.personalizer=gate_only",
+    "--config.gated=True",
+    "--config.gated_layers=conv1",
+    "--config.model=tiny",
+    "--config.widths=(8,)",
+    "--config.dataset=dark_digits",
+    "--config.prune.score=gradient",
+    "--config.prune.sparsity=0.5",
+    "--config.prune.every=1",
+  ]
   process = subprocess.run([*command, "--workdir=run"], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)})
   assert process.returncode == 0, process.stderr
   assert "digits: fedavgm, gated, 2 rounds, gate_only" in process.stdout
@@ -161,8 +197,9 @@ def test_method_shows_code_that_is_there():
   text = (ROOT / "docs/method.md").read_text()
   rows = re.findall(r"^\| (\d) \| (.*?) \| (.*?) \|$", text, re.MULTILINE)
   assert [number for number, _, _ in rows] == ["1", "2", "3", "4", "5"]
-  source = "".join((ROOT / "metagater_jax" / path).read_text() for path in ("federated/metagater.py", "optim/accelerated_proximal.py",
-                                                                            "federated/rounds.py"))
+  source = "".join(
+    (ROOT / "metagater_jax" / path).read_text() for path in ("federated/metagater.py", "optim/accelerated_proximal.py", "federated/rounds.py")
+  )
   for _, _, code in rows:
     for piece in re.findall(r"`([^`]+)`", code):
       assert piece in source or (ROOT / "metagater_jax" / piece).is_file(), piece
@@ -184,8 +221,14 @@ def test_a_network_for_a_device():
   network = mg.GatedNetwork(mg.ConvNet4(classes=3, widths=(4, 8, 32)), ("conv3",))
   params = network.init(jax.random.key(0), (8, 8, 1))
   images = jax.random.normal(jax.random.key(1), (6, 8, 8, 1))
-  names = {"mg": mg, "network": network, "loss": mg.classification_loss(network), "model": mg.Model(params), "calibration": np.asarray(images)[:, None],
-           "batch": mg.data.Batch(images, jnp.arange(6) % 3, jnp.ones(6))}
+  names = {
+    "mg": mg,
+    "network": network,
+    "loss": mg.classification_loss(network),
+    "model": mg.Model(params),
+    "calibration": np.asarray(images)[:, None],
+    "batch": mg.data.Batch(images, jnp.arange(6) % 3, jnp.ones(6)),
+  }
   exec(block("docs/device.md", "from metagater_jax import deploy"), names)
   assert names["small"].kept["conv3"].size == 24
   assert len(names["integers"]) < len(names["content"]) and len(names["adapts"]) > len(names["content"]) > len(names["anywhere"]) > 0

@@ -30,6 +30,9 @@ def test_a_docstring_is_whole(name):
     assert [parameter for parameter in inspect.signature(thing).parameters if parameter not in arguments] == []
   assert "Returns:" in doc
   own = {node for inner in ast.walk(tree) if isinstance(inner, ast.FunctionDef) and inner is not tree.body[0] for node in ast.walk(inner)}
-  raises = any(isinstance(node, ast.Raise) or (isinstance(node, ast.Call) and getattr(node.func, "id", "").startswith("check_"))
-               for node in ast.walk(tree) if node not in own)
+  raises = any(
+    isinstance(node, ast.Raise) or (isinstance(node, ast.Call) and getattr(node.func, "id", "").startswith("check_"))
+    for node in ast.walk(tree)
+    if node not in own
+  )
   assert not raises or "Raises:" in doc

@@ -62,8 +62,11 @@ def test_wings_do_not_import_each_other_in_circles():
 def test_names_of_things_are_in_the_registry_alone():
   """No command, run or study decides by the name of an algorithm, a network or a score."""
   names = {"mlp", "conv7", "fewshot_conv4", "resnet12", "fedavg", "pfedme", "reptile", "two_stage", "fine_tune", "snip"}
-  for path in [*(ROOT / "experiments").glob("*.py"), *(ROOT / "experiments" / "runs").rglob("*.py"),
-               *(ROOT / "experiments" / "config").rglob("*.py")]:
+  for path in [
+    *(ROOT / "experiments").glob("*.py"),
+    *(ROOT / "experiments" / "runs").rglob("*.py"),
+    *(ROOT / "experiments" / "config").rglob("*.py"),
+  ]:
     if path.name == "registry.py":
       continue
     for node in ast.walk(ast.parse(path.read_text())):

@@ -12,8 +12,13 @@ from problems import tanh_loss
 import metagater_jax as mg
 
 ALL = [(False, jnp.bfloat16), (True, jnp.float32), (True, jnp.float64)]
-PENALTIES = {"l1": mg.l1(), "group_lasso": mg.group_lasso(), "sizes": mg.group_lasso(size_weighted=True), "none": mg.optim.no_penalty(),
-             "part": mg.on_part(mg.group_lasso(), "W")}
+PENALTIES = {
+  "l1": mg.l1(),
+  "group_lasso": mg.group_lasso(),
+  "sizes": mg.group_lasso(size_weighted=True),
+  "none": mg.optim.no_penalty(),
+  "part": mg.on_part(mg.group_lasso(), "W"),
+}
 
 
 def prune(loss):
@@ -22,12 +27,20 @@ def prune(loss):
 
 
 ALGORITHMS = {
-    "fedavg": lambda loss: mg.fedavg(loss, local_lr=np.float32(0.1)), "fedprox": lambda loss: mg.federated.fedprox(loss, local_lr=0.1, local_steps=2),
-    "reptile": lambda loss: mg.federated.reptile(loss, local_lr=0.1), "pfedme": lambda loss: mg.federated.pfedme(loss, local_lr=0.1, personal_lr=0.1),
-    "microbatched": lambda loss: mg.fedavg(mg.data.microbatched(loss, 2), local_lr=0.1), "pruned": prune,
-    **{f"per_fedavg_{d}": lambda loss, d=d: mg.per_fedavg(loss, local_lr=0.1, inner_lr=0.1, derivative=d) for d in mg.optim.DERIVATIVES},
-    **{f"metagater_{g}": lambda loss, g=g: mg.metagater(loss, local_lr=0.1, gamma=g, penalty=mg.l1(), penalty_weight=0.01,
-                                                         beta=optax.linear_schedule(0.02, 0.01, 9)) for g in mg.optim.GAMMA_SCHEDULES}}
+  "fedavg": lambda loss: mg.fedavg(loss, local_lr=np.float32(0.1)),
+  "fedprox": lambda loss: mg.federated.fedprox(loss, local_lr=0.1, local_steps=2),
+  "reptile": lambda loss: mg.federated.reptile(loss, local_lr=0.1),
+  "pfedme": lambda loss: mg.federated.pfedme(loss, local_lr=0.1, personal_lr=0.1),
+  "microbatched": lambda loss: mg.fedavg(mg.data.microbatched(loss, 2), local_lr=0.1),
+  "pruned": prune,
+  **{f"per_fedavg_{d}": lambda loss, d=d: mg.per_fedavg(loss, local_lr=0.1, inner_lr=0.1, derivative=d) for d in mg.optim.DERIVATIVES},
+  **{
+    f"metagater_{g}": lambda loss, g=g: mg.metagater(
+      loss, local_lr=0.1, gamma=g, penalty=mg.l1(), penalty_weight=0.01, beta=optax.linear_schedule(0.02, 0.01, 9)
+    )
+    for g in mg.optim.GAMMA_SCHEDULES
+  },
+}
 
 
 @pytest.fixture(params=ALL, ids=lambda case: f"{'x64-' * case[0]}{case[1].__name__}")
@@ -69,8 +82,12 @@ def test_meta_gradients_and_scores(problem, derivative):
   same_types(mg.fewshot.meta_reptile(tanh_loss, inner_lr=0.1, inner_steps=2).meta_gradient(params, episode)[1], params)
   if derivative == "hessian_free":
     return
-  for score in (mg.pruning.anp(mg.maml(tanh_loss, inner_lr=0.1, derivative=derivative).meta_loss), mg.pruning.snip(tanh_loss),
-                mg.pruning.magnitude(), mg.pruning.random()):
+  for score in (
+    mg.pruning.anp(mg.maml(tanh_loss, inner_lr=0.1, derivative=derivative).meta_loss),
+    mg.pruning.snip(tanh_loss),
+    mg.pruning.magnitude(),
+    mg.pruning.random(),
+  ):
     found = score.on_task(params, episode, jax.random.key(0))
     same_types(found, params)
     for granularity in mg.pruning.GRANULARITIES:
@@ -99,6 +116,7 @@ def test_penalties_and_the_transform_in_a_loop(problem, name):
       w, state = carry
       updates, state = transform.update(jax.tree.map(jnp.ones_like, w), state, w)
       return (optax.apply_updates(w, updates), state), None
+
     (w, state), _ = jax.lax.scan(step, (params, transform.init(params)), length=3)
     same_types((w, state.x, state.ag), (params, params, params))
 
@@ -111,6 +129,7 @@ def test_pruning_while_training(problem):
     w, state = carry
     updates, state = optimizer.update(jax.tree.map(jnp.ones_like, w), state, w)
     return (optax.apply_updates(w, updates), state), None
+
   (w, state), _ = jax.lax.scan(step, (params, optimizer.init(params)), length=4)
   same_types(w, params)
   assert float((w["W"] == 0).mean()) == 0.5

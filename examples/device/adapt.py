@@ -21,9 +21,9 @@ def accuracy(infer, params, images, labels):
   size = infer.get_input_details()["images"]["shape"][0]
   right = 0
   for start in range(0, len(images), size):
-    batch = images[start:start + size]
+    batch = images[start : start + size]
     padded = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), np.float32)])
-    right += int((infer(**params, images=padded)["logits"].argmax(-1)[:len(batch)] == labels[start:start + size]).sum())
+    right += int((infer(**params, images=padded)["logits"].argmax(-1)[: len(batch)] == labels[start : start + size]).sum())
   return right / len(images)
 
 
@@ -64,8 +64,11 @@ def main():
   same_shapes = all(name in params and params[name].shape == value.shape for name, value in adapted.items())
   before = accuracy(infer, params, data["test_images"], data["test_labels"]) if same_shapes else None  # a smaller network has no state before it
   after = accuracy(infer, adapted, data["test_images"], data["test_labels"])
-  print(f"adapted to {count} samples in {1e3 * statistics.median(seconds):.1f} ms; accuracy on {len(data['test_images'])} others: "
-        + (f"{100 * before:.1f} % before, " if before is not None else "") + f"{100 * after:.1f} % after; {peak:.0f} MB more memory at the peak")
+  print(
+    f"adapted to {count} samples in {1e3 * statistics.median(seconds):.1f} ms; accuracy on {len(data['test_images'])} others: "
+    + (f"{100 * before:.1f} % before, " if before is not None else "")
+    + f"{100 * after:.1f} % after; {peak:.0f} MB more memory at the peak"
+  )
   if options.save:
     np.savez(options.save, **adapted)
   print(json.dumps({"samples": count, "ms": 1e3 * statistics.median(seconds), "peak_mb": peak, "accuracy_before": before, "accuracy": after}))

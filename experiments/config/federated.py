@@ -106,9 +106,16 @@ def check_config(config: ConfigDict) -> ConfigDict:
   config = config.copy_and_resolve_references()  # a plain copy would share the fields that are None, and set them in both
   fields.check_name(config.name)
   fields.check_seed(config.seed)
-  for field, known in (("model", registry.NETWORKS), ("algorithm", registry.ALGORITHMS), ("penalty", registry.PENALTIES),
-                       ("partition", registry.PARTITIONS), ("derivative", mg.optim.DERIVATIVES),
-                       ("seed_axis", ("loop", "vmap")), ("sparsity_by", mg.personalize.SPARSITY_BY), ("compute_dtype", ("float32", "bfloat16"))):
+  for field, known in (
+    ("model", registry.NETWORKS),
+    ("algorithm", registry.ALGORITHMS),
+    ("penalty", registry.PENALTIES),
+    ("partition", registry.PARTITIONS),
+    ("derivative", mg.optim.DERIVATIVES),
+    ("seed_axis", ("loop", "vmap")),
+    ("sparsity_by", mg.personalize.SPARSITY_BY),
+    ("compute_dtype", ("float32", "bfloat16")),
+  ):
     check_known(field, config[field], known)
   if config.gated is None:
     config.gated = registry.ALGORITHMS[config.algorithm].gates and bool(config.gated_layers)
@@ -118,8 +125,10 @@ def check_config(config: ConfigDict) -> ConfigDict:
     config.personalizer = registry.default_personalizer(config.algorithm, config.gated)
   fields.check_personalizer(config, config.gated)
   if config.sparsity_of is not None and not registry.PERSONALIZERS[config.personalizer].prunes:
-    raise ConfigError(f"sparsity_of is given, but personalizer '{config.personalizer}' does not prune; use "
-                      f"{' or '.join(name for name, row in registry.PERSONALIZERS.items() if row.prunes)}.")
+    raise ConfigError(
+      f"sparsity_of is given, but personalizer '{config.personalizer}' does not prune; use "
+      f"{' or '.join(name for name, row in registry.PERSONALIZERS.items() if row.prunes)}."
+    )
   settings = settings_of(config)
   for field, value in settings.items():
     if config[field] is None and not callable(value):
@@ -128,10 +137,41 @@ def check_config(config: ConfigDict) -> ConfigDict:
     check_known("gamma", config.gamma, mg.optim.GAMMA_SCHEDULES)
   if config.memory_mb is not None and config.memory_mb < 1:
     raise ConfigError(f"memory_mb must be at least 1, got {config.memory_mb}.")
-  fields.check_counts(config, ("rounds", "eval_every", "tasks", "target_tasks", "cohort", "labels_per_task", "batch_size", "local_steps",
-                               "adapt_steps", "gate_hidden", "rounds_per_dispatch", "chunk", "calibration_tasks", "inner_steps"))
-  fields.check_positive(config, ("local_lr", "adapt_lr", "gate_adapt_lr", "prox_weight", "beta", "inner_lr", "personal_lr", "server_lr",
-                                 "gate_rate", "concentration", "pixel_std"))
+  fields.check_counts(
+    config,
+    (
+      "rounds",
+      "eval_every",
+      "tasks",
+      "target_tasks",
+      "cohort",
+      "labels_per_task",
+      "batch_size",
+      "local_steps",
+      "adapt_steps",
+      "gate_hidden",
+      "rounds_per_dispatch",
+      "chunk",
+      "calibration_tasks",
+      "inner_steps",
+    ),
+  )
+  fields.check_positive(
+    config,
+    (
+      "local_lr",
+      "adapt_lr",
+      "gate_adapt_lr",
+      "prox_weight",
+      "beta",
+      "inner_lr",
+      "personal_lr",
+      "server_lr",
+      "gate_rate",
+      "concentration",
+      "pixel_std",
+    ),
+  )
   fields.check_not_negative(config, ("penalty_weight", "gate_temperature", "gate_noise", "gate_adapt_temperature", "validation_tasks", "microbatch"))
   if config.channel_dropout is not None and not 0 <= config.channel_dropout < 1:
     raise ConfigError(f"channel_dropout must lie in [0, 1), got {config.channel_dropout}.")
@@ -144,21 +184,23 @@ def check_config(config: ConfigDict) -> ConfigDict:
   if config.target_sparsity is not None and not 0 <= config.target_sparsity < 1:
     raise ConfigError(f"target_sparsity must lie in [0, 1), got {config.target_sparsity}.")
   if len(config.size_range) != 2 or not 1 <= config.size_range[0] <= config.size_range[1]:
-    raise ConfigError("size_range must be two numbers with 1 <= smallest <= largest, got "
-                      f"{tuple(config.size_range)}.")
+    raise ConfigError(f"size_range must be two numbers with 1 <= smallest <= largest, got {tuple(config.size_range)}.")
   fields.check_widths(config)
   for field in ("meta_model", "sparsity_of"):
     if config[field] is not None and not (Path(config[field]) / "result.json").is_file():
       raise ConfigError(f"{field} is {config[field]}, which holds no finished run (there is no result.json).")
   try:
-    training, _, _ = mg.data.split_tasks(config.tasks, config.target_tasks, config.seed, validation=config.validation_tasks,
-                                         seen=config.target_tasks_seen)
+    training, _, _ = mg.data.split_tasks(
+      config.tasks, config.target_tasks, config.seed, validation=config.validation_tasks, seen=config.target_tasks_seen
+    )
   except ValueError as error:
     raise ConfigError(str(error)) from error
   if config.cohort > len(training):
-    raise ConfigError(f"cohort is {config.cohort}, but there are {len(training)} training tasks (tasks={config.tasks}, "
-                      f"target_tasks={config.target_tasks}, validation_tasks={config.validation_tasks}); use a smaller cohort or "
-                      "more tasks.")
+    raise ConfigError(
+      f"cohort is {config.cohort}, but there are {len(training)} training tasks (tasks={config.tasks}, "
+      f"target_tasks={config.target_tasks}, validation_tasks={config.validation_tasks}); use a smaller cohort or "
+      "more tasks."
+    )
   fields.check_pruning(config.prune)
   for field, value in settings.items():
     if config[field] is None and callable(value):  # what follows from other fields, which are checked by now
@@ -225,11 +267,15 @@ def _check_network(config, classes, image_shape):
 def _check_task_axis(config):
   network = registry.make_network(config, classes=2)
   if config.microbatch and not network.rowwise:
-    raise ConfigError(f"microbatch is {config.microbatch}, but model '{config.model}' does not say (rowwise = True) that a sample's logits do not "
-                      "depend on the other samples of a batch, as they do with batch normalization; use microbatch=0.")
+    raise ConfigError(
+      f"microbatch is {config.microbatch}, but model '{config.model}' does not say (rowwise = True) that a sample's logits do not "
+      "depend on the other samples of a batch, as they do with batch normalization; use microbatch=0."
+    )
   mergeable = config.meta_model is None and registry.make_algorithm(config, network).mergeable
   if config.task_axis == "merged" and not mergeable:
-    raise ConfigError(f"task_axis 'merged' needs an algorithm whose clients take one plain gradient step and a model in which samples do "
-                      f"not see each other, but {config.algorithm} with local_steps={config.local_steps} and model '{config.model}' is "
-                      "not such; use 'auto', 'vmap', 'map' or a number of tasks.")
+    raise ConfigError(
+      f"task_axis 'merged' needs an algorithm whose clients take one plain gradient step and a model in which samples do "
+      f"not see each other, but {config.algorithm} with local_steps={config.local_steps} and model '{config.model}' is "
+      "not such; use 'auto', 'vmap', 'map' or a number of tasks."
+    )
   fields.check_devices(config, may_merge=True)

@@ -72,11 +72,34 @@ def check_config(config: ConfigDict) -> ConfigDict:
   if config.train_queries is None:
     config.train_queries = config.queries
   datasets = [name for name, row in registry.DATASETS.items() if row.splits]
-  for field, known in (("model", registry.NETWORKS), ("learner", registry.LEARNERS), ("derivative", mg.optim.DERIVATIVES), ("dataset", datasets),
-                       ("compute_dtype", ("float32", "bfloat16"))):
+  for field, known in (
+    ("model", registry.NETWORKS),
+    ("learner", registry.LEARNERS),
+    ("derivative", mg.optim.DERIVATIVES),
+    ("dataset", datasets),
+    ("compute_dtype", ("float32", "bfloat16")),
+  ):
     check_known(field, config[field], known)
-  fields.check_counts(config, ("ways", "shots", "queries", "train_queries", "inner_steps", "test_inner_steps", "episodes", "steps", "eval_every",
-                               "validation_episodes", "test_episodes", "steps_per_dispatch", "adapt_steps", "chunk", "gate_hidden"))
+  fields.check_counts(
+    config,
+    (
+      "ways",
+      "shots",
+      "queries",
+      "train_queries",
+      "inner_steps",
+      "test_inner_steps",
+      "episodes",
+      "steps",
+      "eval_every",
+      "validation_episodes",
+      "test_episodes",
+      "steps_per_dispatch",
+      "adapt_steps",
+      "chunk",
+      "gate_hidden",
+    ),
+  )
   fields.check_positive(config, ("inner_lr", "outer_lr", "adapt_lr", "gate_adapt_lr"))
   if config.test_episodes < 2:
     raise ConfigError(f"test_episodes must be at least 2, got {config.test_episodes}: of one there is no confidence interval.")
@@ -93,8 +116,10 @@ def check_config(config: ConfigDict) -> ConfigDict:
     fields.check_personalizer(config, bool(config.gated_layers))
     budget = registry.PERSONALIZERS[config.personalizer].needs_gates and config.sparsity_by == "budget"
     if config.target_sparsity is not None and not registry.PERSONALIZERS[config.personalizer].prunes and not budget:
-      raise ConfigError(f"target_sparsity is {config.target_sparsity}, but personalizer '{config.personalizer}' sets no sparsity here: what it "
-                        "would need is learned on the tasks of a federated run. Leave target_sparsity out.")
+      raise ConfigError(
+        f"target_sparsity is {config.target_sparsity}, but personalizer '{config.personalizer}' sets no sparsity here: what it "
+        "would need is learned on the tasks of a federated run. Leave target_sparsity out."
+      )
   fields.check_pruning(config.prune)
   fields.check_devices(config)
   fields.check_widths(config)

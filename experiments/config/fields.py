@@ -15,15 +15,45 @@ import metagater_jax as mg
 from experiments.config import registry
 from metagater_jax.core.checks import unknown
 
-__all__ = ["FREE", "TUNED", "Config", "ConfigError", "check_counts", "check_devices", "check_known", "check_name", "check_network",
-           "check_not_negative", "check_personalizer", "check_positive", "check_pruning", "check_same", "check_seed", "check_widths", "gate_fields",
-           "pruning_fields", "with_fields"]
+__all__ = [
+  "FREE",
+  "TUNED",
+  "Config",
+  "ConfigError",
+  "check_counts",
+  "check_devices",
+  "check_known",
+  "check_name",
+  "check_network",
+  "check_not_negative",
+  "check_personalizer",
+  "check_positive",
+  "check_pruning",
+  "check_same",
+  "check_seed",
+  "check_widths",
+  "gate_fields",
+  "pruning_fields",
+  "with_fields",
+]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TUNED = CONFIGS / "tuned"
 # Fields on which a run's numbers do not depend: they may differ between the runs of one workdir.
-FREE = ("name", "tuned", "data_dir", "meta_model", "sparsity_of", "mesh", "memory_mb", "microbatch", "task_axis", "seed_axis", "rounds_per_dispatch",
-        "steps_per_dispatch")
+FREE = (
+  "name",
+  "tuned",
+  "data_dir",
+  "meta_model",
+  "sparsity_of",
+  "mesh",
+  "memory_mb",
+  "microbatch",
+  "task_axis",
+  "seed_axis",
+  "rounds_per_dispatch",
+  "steps_per_dispatch",
+)
 
 
 class ConfigError(ValueError):
@@ -161,8 +191,10 @@ def check_personalizer(config: ConfigDict, gated: bool) -> None:
   row = registry.PERSONALIZERS[config.personalizer]
   if row.needs_gates and not gated:
     others = [name for name, other in registry.PERSONALIZERS.items() if not other.needs_gates]
-    raise ConfigError(f"personalizer '{config.personalizer}' adapts gates, but this model has none; use {' or '.join(others)}, or a model "
-                      "with gates (gated_layers; gated=True).")
+    raise ConfigError(
+      f"personalizer '{config.personalizer}' adapts gates, but this model has none; use {' or '.join(others)}, or a model "
+      "with gates (gated_layers; gated=True)."
+    )
   keep = getattr(config, "keep", None)
   if row.prunes and config.target_sparsity is None and getattr(config, "sparsity_of", None) is None and not keep:
     raise ConfigError(f"personalizer '{config.personalizer}' prunes to target_sparsity, which is None; give a number in [0, 1).")
@@ -176,20 +208,26 @@ def check_network(config: ConfigDict, network: mg.GatedNetwork, image_shape: Seq
   try:
     params = jax.eval_shape(lambda key: network.init(key, image_shape), jax.random.key(0))
     if personalized:
-      batch = mg.data.Batch(*(jax.ShapeDtypeStruct((2, *shape), dtype) for shape, dtype in (
-          (tuple(image_shape), np.float32), ((), np.int32), ((), np.float32))))
+      batch = mg.data.Batch(
+        *(jax.ShapeDtypeStruct((2, *shape), dtype) for shape, dtype in ((tuple(image_shape), np.float32), ((), np.int32), ((), np.float32)))
+      )
       jax.eval_shape(registry.make_personalizer(config, network).adapt, mg.Model(params), batch)
   except ValueError as error:
-    raise ConfigError(f"model '{config.model}' with personalizer '{config.personalizer}' on images of shape {tuple(image_shape)}: "
-                      f"{error}") from error
+    raise ConfigError(f"model '{config.model}' with personalizer '{config.personalizer}' on images of shape {tuple(image_shape)}: {error}") from error
 
 
 def check_pruning(prune: ConfigDict) -> None:
   """Raises a ConfigError that names the field of `prune` that cannot be."""
-  for field, known in (("score", ("none", *registry.SCORES)), ("derivative", mg.optim.DERIVATIVES), ("average", mg.pruning.AVERAGES),
-                       ("mask_in", mg.pruning.PLACES),
-                       ("schedule", mg.pruning.SCHEDULES), ("scope", (*mg.pruning.SCOPES, "macs")), ("granularity", mg.pruning.GRANULARITIES),
-                       ("channel_score", ("sensitivity", "sum"))):
+  for field, known in (
+    ("score", ("none", *registry.SCORES)),
+    ("derivative", mg.optim.DERIVATIVES),
+    ("average", mg.pruning.AVERAGES),
+    ("mask_in", mg.pruning.PLACES),
+    ("schedule", mg.pruning.SCHEDULES),
+    ("scope", (*mg.pruning.SCOPES, "macs")),
+    ("granularity", mg.pruning.GRANULARITIES),
+    ("channel_score", ("sensitivity", "sum")),
+  ):
     check_known(f"prune.{field}", prune[field], known)
   if not 0 <= prune.sparsity < 1:
     raise ConfigError(f"prune.sparsity must lie in [0, 1), got {prune.sparsity}.")
@@ -202,17 +240,18 @@ def check_pruning(prune: ConfigDict) -> None:
   if (prune.every is not None and prune.every < 1) or prune.episodes < 1:
     raise ConfigError(f"prune.every and prune.episodes must be at least 1, got {prune.every} and {prune.episodes}.")
   if not 0 <= prune.begin < prune.end <= 1:
-    raise ConfigError("prune.begin and prune.end are fractions of the training with 0 <= begin < end <= 1, got "
-                      f"{prune.begin} and {prune.end}.")
+    raise ConfigError(f"prune.begin and prune.end are fractions of the training with 0 <= begin < end <= 1, got {prune.begin} and {prune.end}.")
 
 
 def check_same(where: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
   """Raises a ConfigError that names every field in which a recorded configuration is not the wanted one."""
-  different = [f"{field} is {held.get(field)!r} there and {wanted.get(field)!r} here"
-               for field in sorted(held.keys() | wanted.keys()) if held.get(field) != wanted.get(field)]
+  different = [
+    f"{field} is {held.get(field)!r} there and {wanted.get(field)!r} here"
+    for field in sorted(held.keys() | wanted.keys())
+    if held.get(field) != wanted.get(field)
+  ]
   if different:
-    raise ConfigError(f"{where} holds a run of another configuration: {'; '.join(different)}. Give another workdir, or "
-                      "remove that run.")
+    raise ConfigError(f"{where} holds a run of another configuration: {'; '.join(different)}. Give another workdir, or remove that run.")
 
 
 def with_fields(config: ConfigDict, **fields: Any) -> ConfigDict:

@@ -18,10 +18,37 @@ import metagater_jax as mg
 from metagater_jax.data.datasets import Dataset, load_dataset, load_omniglot
 from metagater_jax.data.hapt import load_hapt
 
-__all__ = ["ALGORITHMS", "DATASETS", "LEARNERS", "NETWORKS", "PARTITIONS", "PENALTIES", "PERSONALIZERS", "SCORES", "AlgorithmRow", "DatasetRow",
-           "LearnerRow", "Method", "NetworkRow", "PersonalizerRow", "ScoreRow", "default_personalizer", "evaluation_axis", "make_algorithm",
-           "make_network", "make_partition", "make_penalty", "make_personalizer", "make_score", "methods", "prunable_of", "pruning_options",
-           "pruning_schedule", "train_axis", "with_changes"]
+__all__ = [
+  "ALGORITHMS",
+  "DATASETS",
+  "LEARNERS",
+  "NETWORKS",
+  "PARTITIONS",
+  "PENALTIES",
+  "PERSONALIZERS",
+  "SCORES",
+  "AlgorithmRow",
+  "DatasetRow",
+  "LearnerRow",
+  "Method",
+  "NetworkRow",
+  "PersonalizerRow",
+  "ScoreRow",
+  "default_personalizer",
+  "evaluation_axis",
+  "make_algorithm",
+  "make_network",
+  "make_partition",
+  "make_penalty",
+  "make_personalizer",
+  "make_score",
+  "methods",
+  "prunable_of",
+  "pruning_options",
+  "pruning_schedule",
+  "train_axis",
+  "with_changes",
+]
 
 
 # --- networks
@@ -35,12 +62,12 @@ class NetworkRow(NamedTuple):
 
 
 NETWORKS: dict[str, NetworkRow] = {
-    "mlp": NetworkRow(mg.nn.MLP, "MLP"),
-    "conv4": NetworkRow(mg.nn.ConvNet4, "three convolutions and a dense layer"),
-    "conv7": NetworkRow(mg.nn.ConvNet7, "six convolutions and a dense layer"),
-    "sensor": NetworkRow(mg.nn.SensorNet, "three convolutions over time and a dense layer"),
-    "fewshot_conv4": NetworkRow(mg.nn.FewShotConvNet, "Conv-4"),
-    "resnet12": NetworkRow(mg.nn.ResNet12, "ResNet-12"),
+  "mlp": NetworkRow(mg.nn.MLP, "MLP"),
+  "conv4": NetworkRow(mg.nn.ConvNet4, "three convolutions and a dense layer"),
+  "conv7": NetworkRow(mg.nn.ConvNet7, "six convolutions and a dense layer"),
+  "sensor": NetworkRow(mg.nn.SensorNet, "three convolutions over time and a dense layer"),
+  "fewshot_conv4": NetworkRow(mg.nn.FewShotConvNet, "Conv-4"),
+  "resnet12": NetworkRow(mg.nn.ResNet12, "ResNet-12"),
 }
 
 
@@ -48,10 +75,17 @@ def make_network(config: ConfigDict, classes: int) -> mg.GatedNetwork:
   """The backbone of a config with its gates (none if it is not gated)."""
   options = {"widths": tuple(config.widths)} if config.widths else {}
   return mg.GatedNetwork(
-      NETWORKS[config.model].make(classes=classes, **options), tuple(config.gated_layers) if config.gated else (),
-      hidden=config.gate_hidden, temperature=config.gate_temperature or None,
-      initial_log_odds=config.gate_initial_log_odds, logit_scale=config.gate_logit_scale, normalize=config.gate_normalize, noise=config.gate_noise,
-      compute_dtype=config.compute_dtype, **_dropout(config))
+    NETWORKS[config.model].make(classes=classes, **options),
+    tuple(config.gated_layers) if config.gated else (),
+    hidden=config.gate_hidden,
+    temperature=config.gate_temperature or None,
+    initial_log_odds=config.gate_initial_log_odds,
+    logit_scale=config.gate_logit_scale,
+    normalize=config.gate_normalize,
+    noise=config.gate_noise,
+    compute_dtype=config.compute_dtype,
+    **_dropout(config),
+  )
 
 
 def _dropout(config):
@@ -96,40 +130,70 @@ def _local(c: ConfigDict) -> dict[str, Any]:
   return {"local_lr": c.local_lr, "local_steps": c.local_steps}
 
 
-_METAGATER = {"local_lr": 0.1, "prox_weight": 15.0, "gamma": "ghadimi_lan", "adapt_lr": 0.05,
-              "beta": lambda c: mg.federated.default_beta(c.prox_weight)}
+_METAGATER = {
+  "local_lr": 0.1,
+  "prox_weight": 15.0,
+  "gamma": "ghadimi_lan",
+  "adapt_lr": 0.05,
+  "beta": lambda c: mg.federated.default_beta(c.prox_weight),
+}
 
 
 ALGORITHMS: dict[str, AlgorithmRow] = {
-    "fedavg": AlgorithmRow(
-        lambda c, loss: mg.fedavg(loss, **_local(c)), "FedAvg", {"local_lr": 0.1, "adapt_lr": 0.1}, _RATE),
-    "per_fedavg": AlgorithmRow(
-        lambda c, loss: mg.per_fedavg(loss, inner_lr=c.inner_lr, derivative=c.derivative, **_local(c)), "Per-FedAvg",
-        {"local_lr": 0.1, "adapt_lr": 0.05, "inner_lr": lambda c: c.adapt_lr}, _RATE | {"inner_lr": (0.005, 0.2)}),
-    # With one local step only the product of rate, λ and β matters, and λβ/rate is what is searched.
-    "metagater": AlgorithmRow(
-        lambda c, loss: mg.metagater(loss, prox_weight=c.prox_weight, beta=c.beta, gamma=c.gamma, penalty=make_penalty(c),
-                                     penalty_weight=c.penalty_weight, rates={"gate": c.gate_rate}, **_local(c)), "MetaGater w/ gating",
-        _METAGATER | {"penalty_weight": 0.0002, "gate_rate": 30.0, "gate_adapt_lr": 10.0},
-        _RATE | {"beta": (0.005, 0.03), "penalty_weight": (0.00001, 0.001), "gate_rate": (10.0, 100.0)},
-        gates=True, personalizer=("two_stage", "fine_tune"), ungated_label="MetaGater w/o gating",
-        several_steps={"prox_weight": (2.0, 15.0), "beta": (0.005, 0.03)}),
-    # What a gate that has learned nothing is: noise on the channels of the layers that it would switch.
-    "metagater_dropout": AlgorithmRow(
-        lambda c, loss: mg.metagater(loss, prox_weight=c.prox_weight, beta=c.beta, gamma=c.gamma, **_local(c)),
-        "MetaGater w/o gating, channel dropout", _METAGATER | {"channel_dropout": 0.2},
-        _RATE | {"beta": (0.005, 0.03), "channel_dropout": (0.05, 0.6)}),
-    "fedprox": AlgorithmRow(
-        lambda c, loss: mg.federated.fedprox(loss, prox_weight=c.prox_weight, **_local(c)), "FedProx",
-        {"local_lr": 0.1, "prox_weight": 0.1, "adapt_lr": 0.1}, _RATE | {"prox_weight": (0.01, 3.0)}),
-    "reptile": AlgorithmRow(
-        lambda c, loss: mg.federated.reptile(loss, server_lr=c.server_lr, **_local(c)), "Reptile",
-        {"local_lr": 0.1, "server_lr": 0.5, "adapt_lr": 0.1}, _RATE | {"server_lr": (0.3, 1.5)}),
-    "pfedme": AlgorithmRow(
-        lambda c, loss: mg.federated.pfedme(loss, prox_weight=c.prox_weight, personal_lr=c.personal_lr, inner_steps=c.inner_steps,
-                                            server_lr=c.server_lr, **_local(c)), "pFedMe",
-        {"local_lr": 0.05, "personal_lr": 0.1, "prox_weight": 15.0, "server_lr": 1.0, "adapt_lr": 0.1},
-        _RATE | {"personal_lr": (0.01, 0.06), "prox_weight": (5.0, 30.0)}),
+  "fedavg": AlgorithmRow(lambda c, loss: mg.fedavg(loss, **_local(c)), "FedAvg", {"local_lr": 0.1, "adapt_lr": 0.1}, _RATE),
+  "per_fedavg": AlgorithmRow(
+    lambda c, loss: mg.per_fedavg(loss, inner_lr=c.inner_lr, derivative=c.derivative, **_local(c)),
+    "Per-FedAvg",
+    {"local_lr": 0.1, "adapt_lr": 0.05, "inner_lr": lambda c: c.adapt_lr},
+    _RATE | {"inner_lr": (0.005, 0.2)},
+  ),
+  # With one local step only the product of rate, λ and β matters, and λβ/rate is what is searched.
+  "metagater": AlgorithmRow(
+    lambda c, loss: mg.metagater(
+      loss,
+      prox_weight=c.prox_weight,
+      beta=c.beta,
+      gamma=c.gamma,
+      penalty=make_penalty(c),
+      penalty_weight=c.penalty_weight,
+      rates={"gate": c.gate_rate},
+      **_local(c),
+    ),
+    "MetaGater w/ gating",
+    _METAGATER | {"penalty_weight": 0.0002, "gate_rate": 30.0, "gate_adapt_lr": 10.0},
+    _RATE | {"beta": (0.005, 0.03), "penalty_weight": (0.00001, 0.001), "gate_rate": (10.0, 100.0)},
+    gates=True,
+    personalizer=("two_stage", "fine_tune"),
+    ungated_label="MetaGater w/o gating",
+    several_steps={"prox_weight": (2.0, 15.0), "beta": (0.005, 0.03)},
+  ),
+  # What a gate that has learned nothing is: noise on the channels of the layers that it would switch.
+  "metagater_dropout": AlgorithmRow(
+    lambda c, loss: mg.metagater(loss, prox_weight=c.prox_weight, beta=c.beta, gamma=c.gamma, **_local(c)),
+    "MetaGater w/o gating, channel dropout",
+    _METAGATER | {"channel_dropout": 0.2},
+    _RATE | {"beta": (0.005, 0.03), "channel_dropout": (0.05, 0.6)},
+  ),
+  "fedprox": AlgorithmRow(
+    lambda c, loss: mg.federated.fedprox(loss, prox_weight=c.prox_weight, **_local(c)),
+    "FedProx",
+    {"local_lr": 0.1, "prox_weight": 0.1, "adapt_lr": 0.1},
+    _RATE | {"prox_weight": (0.01, 3.0)},
+  ),
+  "reptile": AlgorithmRow(
+    lambda c, loss: mg.federated.reptile(loss, server_lr=c.server_lr, **_local(c)),
+    "Reptile",
+    {"local_lr": 0.1, "server_lr": 0.5, "adapt_lr": 0.1},
+    _RATE | {"server_lr": (0.3, 1.5)},
+  ),
+  "pfedme": AlgorithmRow(
+    lambda c, loss: mg.federated.pfedme(
+      loss, prox_weight=c.prox_weight, personal_lr=c.personal_lr, inner_steps=c.inner_steps, server_lr=c.server_lr, **_local(c)
+    ),
+    "pFedMe",
+    {"local_lr": 0.05, "personal_lr": 0.1, "prox_weight": 15.0, "server_lr": 1.0, "adapt_lr": 0.1},
+    _RATE | {"personal_lr": (0.01, 0.06), "prox_weight": (5.0, 30.0)},
+  ),
 }
 
 
@@ -202,8 +266,16 @@ def _metasnip(granularity: str, score: Callable[[mg.data.Loss], mg.pruning.Score
       if granularity != "channel":
         raise ValueError("keep is how many channels are kept, and this personalizer removes single weights; use target_sparsity, or one by channel.")
       sparsity = {f"backbone/{layer}/kernel": 1 - count / _outputs(network, c)[layer] for layer, count in counts.items()}
-    return mg.metasnip(loss, sparsity=sparsity, granularity=granularity, prunable=prunable, scope="layer" if counts else scope,
-                       score=None if score is None else score(loss), **_adaptation(c))
+    return mg.metasnip(
+      loss,
+      sparsity=sparsity,
+      granularity=granularity,
+      prunable=prunable,
+      scope="layer" if counts else scope,
+      score=None if score is None else score(loss),
+      **_adaptation(c),
+    )
+
   return make
 
 
@@ -236,22 +308,36 @@ def _outputs(network, config):
 
 
 PERSONALIZERS: dict[str, PersonalizerRow] = {
-    "fine_tune": PersonalizerRow(lambda c, loss, network: mg.fine_tune(loss, **_adaptation(c)), "fine-tuning", {"adapt_lr": 0.05}),
-    "two_stage": PersonalizerRow(
-        lambda c, loss, network: mg.two_stage(
-            loss, gate_lr=c.gate_adapt_lr, target_sparsity=c.target_sparsity, sparsity_by=c.sparsity_by, keep=kept_counts(c, network),
-            frozen=c.gate_frozen, network=network, gate_steps=getattr(c, "gate_adapt_steps", None),
-            gate_loss=_loss(c, dataclasses.replace(network, temperature=c.gate_adapt_temperature or None)),
-            task_axis=evaluation_axis(c, network), **_adaptation(c)), "two stages", {"adapt_lr": 0.05, "gate_adapt_lr": 10.0}, needs_gates=True,
-        grid=("gate_adapt_lr", (1.0, 10.0, 100.0))),
-    "metasnip_weight": PersonalizerRow(_metasnip("weight"), "MetaSNIP", {"adapt_lr": 0.05}, prunes=True),
-    "metasnip_channel": PersonalizerRow(_metasnip("channel"), "MetaSNIP, by channel", {"adapt_lr": 0.05}, prunes=True),
-    # Channels of a network without gates that a task keeps for all its inputs: chosen by one gradient, or at random, in each layer as many. Ranked
-    # over layers, sums over the kernels would choose layers first: one of two went nearly as a whole.
-    "static_channels": PersonalizerRow(_metasnip("channel", mg.pruning.contribution, "layer"), "static channels", {"adapt_lr": 0.05}, prunes=True,
-                                       follows="metagater_dropout"),
-    "random_channels": PersonalizerRow(_metasnip("channel", lambda loss: _RANDOM, "layer"), "random channels", {"adapt_lr": 0.05}, prunes=True,
-                                       follows="metagater_dropout"),
+  "fine_tune": PersonalizerRow(lambda c, loss, network: mg.fine_tune(loss, **_adaptation(c)), "fine-tuning", {"adapt_lr": 0.05}),
+  "two_stage": PersonalizerRow(
+    lambda c, loss, network: mg.two_stage(
+      loss,
+      gate_lr=c.gate_adapt_lr,
+      target_sparsity=c.target_sparsity,
+      sparsity_by=c.sparsity_by,
+      keep=kept_counts(c, network),
+      frozen=c.gate_frozen,
+      network=network,
+      gate_steps=getattr(c, "gate_adapt_steps", None),
+      gate_loss=_loss(c, dataclasses.replace(network, temperature=c.gate_adapt_temperature or None)),
+      task_axis=evaluation_axis(c, network),
+      **_adaptation(c),
+    ),
+    "two stages",
+    {"adapt_lr": 0.05, "gate_adapt_lr": 10.0},
+    needs_gates=True,
+    grid=("gate_adapt_lr", (1.0, 10.0, 100.0)),
+  ),
+  "metasnip_weight": PersonalizerRow(_metasnip("weight"), "MetaSNIP", {"adapt_lr": 0.05}, prunes=True),
+  "metasnip_channel": PersonalizerRow(_metasnip("channel"), "MetaSNIP, by channel", {"adapt_lr": 0.05}, prunes=True),
+  # Channels of a network without gates that a task keeps for all its inputs: chosen by one gradient, or at random, in each layer as many. Ranked
+  # over layers, sums over the kernels would choose layers first: one of two went nearly as a whole.
+  "static_channels": PersonalizerRow(
+    _metasnip("channel", mg.pruning.contribution, "layer"), "static channels", {"adapt_lr": 0.05}, prunes=True, follows="metagater_dropout"
+  ),
+  "random_channels": PersonalizerRow(
+    _metasnip("channel", lambda loss: _RANDOM, "layer"), "random channels", {"adapt_lr": 0.05}, prunes=True, follows="metagater_dropout"
+  ),
 }
 
 
@@ -336,12 +422,20 @@ def _inner_loop(c: ConfigDict, steps: int) -> dict[str, Any]:
 
 
 LEARNERS: dict[str, LearnerRow] = {
-    "maml": LearnerRow(lambda c, loss, network, steps: mg.maml(
-        loss, derivative=c.derivative, learn_rates=c.learn_rates, **_inner_loop(c, steps)), "MAML", learns_rates=True),
-    "anil": LearnerRow(lambda c, loss, network, steps: mg.fewshot.anil(
-        loss, head=mg.nn.head_of(network.backbone, ANY_IMAGE), derivative=c.derivative, learn_rates=c.learn_rates, **_inner_loop(c, steps)),
-        "ANIL", ("exact", "first_order"), learns_rates=True),  # differences need an inner loop that adapts everything
-    "reptile": LearnerRow(lambda c, loss, network, steps: mg.fewshot.meta_reptile(loss, **_inner_loop(c, steps)), "Reptile"),
+  "maml": LearnerRow(
+    lambda c, loss, network, steps: mg.maml(loss, derivative=c.derivative, learn_rates=c.learn_rates, **_inner_loop(c, steps)),
+    "MAML",
+    learns_rates=True,
+  ),
+  "anil": LearnerRow(
+    lambda c, loss, network, steps: mg.fewshot.anil(
+      loss, head=mg.nn.head_of(network.backbone, ANY_IMAGE), derivative=c.derivative, learn_rates=c.learn_rates, **_inner_loop(c, steps)
+    ),
+    "ANIL",
+    ("exact", "first_order"),
+    learns_rates=True,
+  ),  # differences need an inner loop that adapts everything
+  "reptile": LearnerRow(lambda c, loss, network, steps: mg.fewshot.meta_reptile(loss, **_inner_loop(c, steps)), "Reptile"),
 }
 
 
@@ -357,17 +451,21 @@ class ScoreRow(NamedTuple):
 
 
 SCORES: dict[str, ScoreRow] = {
-    "anp": ScoreRow(lambda prune, loss, meta_loss, samples: mg.pruning.anp(
-        meta_loss, derivative=prune.derivative, average=prune.average, mask_in=prune.mask_in), "ANP"),
-    "snip": ScoreRow(lambda prune, loss, meta_loss, samples: mg.pruning.snip(
-        loss, average=prune.average, samples=samples), "SNIP / Taylor on the ordinary loss"),
-    "magnitude": ScoreRow(lambda *_: mg.pruning.magnitude(), "magnitude"),
-    "random": ScoreRow(lambda *_: mg.pruning.random(), "random"),
+  "anp": ScoreRow(
+    lambda prune, loss, meta_loss, samples: mg.pruning.anp(meta_loss, derivative=prune.derivative, average=prune.average, mask_in=prune.mask_in),
+    "ANP",
+  ),
+  "snip": ScoreRow(
+    lambda prune, loss, meta_loss, samples: mg.pruning.snip(loss, average=prune.average, samples=samples), "SNIP / Taylor on the ordinary loss"
+  ),
+  "magnitude": ScoreRow(lambda *_: mg.pruning.magnitude(), "magnitude"),
+  "random": ScoreRow(lambda *_: mg.pruning.random(), "random"),
 }
 
 
-def make_score(prune: ConfigDict, network: mg.GatedNetwork, image_shape: Sequence[int], loss: mg.data.Loss, meta_loss: Callable,
-               samples: Callable | None = None) -> mg.pruning.Score:
+def make_score(
+  prune: ConfigDict, network: mg.GatedNetwork, image_shape: Sequence[int], loss: mg.data.Loss, meta_loss: Callable, samples: Callable | None = None
+) -> mg.pruning.Score:
   """The score that the part `prune` of a config names, of weights or of whole channels."""
   make = lambda prune: SCORES[prune.score].make(prune, loss, meta_loss, samples)
   if prune.granularity == "weight" or prune.channel_score == "sum" or make(prune).contribution is None:
@@ -392,8 +490,7 @@ def pruning_schedule(prune: ConfigDict, steps: int) -> mg.pruning.PruningSchedul
   """When a training of so many rounds or steps is pruned, and how far; without `prune.every`, in ten parts."""
   begin = int(prune.begin * steps)
   end = max(int(prune.end * steps), begin + 1)
-  return mg.pruning.sparsity_schedule(prune.schedule, prune.sparsity, begin=begin, end=end,
-                                      every=prune.every or max(1, (end - begin) // 10))
+  return mg.pruning.sparsity_schedule(prune.schedule, prune.sparsity, begin=begin, end=end, every=prune.every or max(1, (end - begin) // 10))
 
 
 def prunable_of(prune: ConfigDict, network: mg.GatedNetwork) -> Callable[[str, jax.Array], bool]:
@@ -403,6 +500,7 @@ def prunable_of(prune: ConfigDict, network: mg.GatedNetwork) -> Callable[[str, j
 
   def prunable(name, leaf):
     return "gate" not in name.split("/") and mg.pruning.is_kernel(name, leaf) and (head is None or f"/{head}/" not in f"/{name}")
+
   return prunable
 
 
@@ -434,25 +532,35 @@ def _omniglot(config):
     raise ValueError(f"alphabets: {', '.join(unknown)} not in this Omniglot, which has {', '.join(there)}.")
   wanted = [names.index(name) for name in config.alphabets or there]
   characters = np.unique(labels[np.isin(alphabets, wanted)])
-  return {split: mg.fewshot.make_class_pool(*mg.fewshot.with_rotations(*(x[np.isin(labels, own)] for x in (images, labels))))
-          for split, own in mg.fewshot.split_classes(characters, seed=0).items()}
+  return {
+    split: mg.fewshot.make_class_pool(*mg.fewshot.with_rotations(*(x[np.isin(labels, own)] for x in (images, labels))))
+    for split, own in mg.fewshot.split_classes(characters, seed=0).items()
+  }
 
 
 DATASETS: dict[str, DatasetRow] = {
-    **{name: DatasetRow(load=partial(load_dataset, name)) for name in ("digits", "mnist", "cifar10", "cifar100")},
-    "har": DatasetRow(load=load_hapt, image_shape=(128, 6)),
-    "cifarfs": DatasetRow(splits=_cifar_fs),
-    "omniglot": DatasetRow(splits=_omniglot, image_shape=(28, 28, 1)),
+  **{name: DatasetRow(load=partial(load_dataset, name)) for name in ("digits", "mnist", "cifar10", "cifar100")},
+  "har": DatasetRow(load=load_hapt, image_shape=(128, 6)),
+  "cifarfs": DatasetRow(splits=_cifar_fs),
+  "omniglot": DatasetRow(splits=_omniglot, image_shape=(28, 28, 1)),
 }
 
 # `(config, dataset) -> Partition`; the data set may be a selection of samples.
 PARTITIONS: dict[str, Callable[[ConfigDict, Dataset], mg.data.Partition]] = {
-    "labels": lambda c, data: mg.partition_by_label(
-        data.labels, tasks=c.tasks, labels_per_task=c.labels_per_task, size_range=tuple(c.size_range), seed=c.seed,
-        test_fraction=c.test_fraction, fill=c.fill, cyclic=c.cyclic_labels),
-    "dirichlet": lambda c, data: mg.data.partition_by_dirichlet(
-        data.labels, tasks=c.tasks, concentration=c.concentration, seed=c.seed, test_fraction=c.test_fraction),
-    "groups": lambda c, data: mg.data.partition_by_group(_groups_of(data), data.labels, data.spans, test_fraction=c.test_fraction),
+  "labels": lambda c, data: mg.partition_by_label(
+    data.labels,
+    tasks=c.tasks,
+    labels_per_task=c.labels_per_task,
+    size_range=tuple(c.size_range),
+    seed=c.seed,
+    test_fraction=c.test_fraction,
+    fill=c.fill,
+    cyclic=c.cyclic_labels,
+  ),
+  "dirichlet": lambda c, data: mg.data.partition_by_dirichlet(
+    data.labels, tasks=c.tasks, concentration=c.concentration, seed=c.seed, test_fraction=c.test_fraction
+  ),
+  "groups": lambda c, data: mg.data.partition_by_group(_groups_of(data), data.labels, data.spans, test_fraction=c.test_fraction),
 }
 # Partitions whose tasks are those of the data: how many there are does not depend on the config, and none is cut.
 _NATURAL = ("groups",)
@@ -467,14 +575,21 @@ def make_partition(config: ConfigDict, dataset: Dataset, tuning: bool = False) -
   samples = split[1 if tuning else 0]
   if tuning and config.fill and not natural:
     low, high = config.size_range
-    config = with_changes(config, size_range=(max(round(low * config.tuning_fraction), config.labels_per_task),
-                                              max(round(high * config.tuning_fraction), config.labels_per_task)))
+    config = with_changes(
+      config,
+      size_range=(
+        max(round(low * config.tuning_fraction), config.labels_per_task),
+        max(round(high * config.tuning_fraction), config.labels_per_task),
+      ),
+    )
   of = lambda values: None if values is None else np.asarray(values)[samples]
   selected = dataset._replace(images=None, labels=labels[samples], groups=of(dataset.groups), spans=of(dataset.spans))
   partition = PARTITIONS[config.partition](config, selected).of(samples)
   if natural and not tuning and len(partition) != config.tasks:
-    raise ValueError(f"tasks is {config.tasks}, but with partition '{config.partition}' and tuning_fraction={config.tuning_fraction} {dataset.name} "
-                     f"has {len(partition)} tasks; set tasks={len(partition)}.")
+    raise ValueError(
+      f"tasks is {config.tasks}, but with partition '{config.partition}' and tuning_fraction={config.tuning_fraction} {dataset.name} "
+      f"has {len(partition)} tasks; set tasks={len(partition)}."
+    )
   return partition
 
 

@@ -22,14 +22,17 @@ def make_report(workdir: Path) -> dict[str, Any]:
   """Everything that the records of a workdir say, as numbers: each a mean with what it is made of, seed by seed."""
   report = {"levels": list(LEVELS), "cases": {}}
   for name, case in CASES.items():
-    bases = {int(path.stem.split("-")[1]): json.loads(path.read_text(encoding="utf-8"))
-             for path in sorted((workdir / name).glob("seed-*-base.json"))}
+    bases = {int(path.stem.split("-")[1]): json.loads(path.read_text(encoding="utf-8")) for path in sorted((workdir / name).glob("seed-*-base.json"))}
     bases = {seed: record for seed, record in sorted(bases.items()) if "accuracy" in record}
     if not bases:
       continue
-    entry = {"title": case.title, "steps": next(iter(bases.values()))["steps"],
-             "base": _pool({seed: record["accuracy"] for seed, record in bases.items()}),
-             "agreement": _agreements({seed: record.get("agreement", {}) for seed, record in bases.items()}), "courses": {}}
+    entry = {
+      "title": case.title,
+      "steps": next(iter(bases.values()))["steps"],
+      "base": _pool({seed: record["accuracy"] for seed, record in bases.items()}),
+      "agreement": _agreements({seed: record.get("agreement", {}) for seed, record in bases.items()}),
+      "courses": {},
+    }
     records = {}
     for path in sorted((workdir / name).glob("seed-*-*-*.json")):
       _, seed, score, level_steps = path.stem.split("-")
@@ -66,12 +69,10 @@ def _levels(score, runs, bases):
     level = {field: _pool({seed: x[field] for seed, x in own.items()}) for field in ("sparsity", "train_loss", "accuracy")}
     if all("filters" in x for x in own.values()):
       level["parameters"] = _pool({seed: x["parameters"] for seed, x in own.items()})
-      level["filters"] = {layer: _pool({seed: x["filters"][layer] for seed, x in own.items()})
-                          for layer in next(iter(own.values()))["filters"]}
+      level["filters"] = {layer: _pool({seed: x["filters"][layer] for seed, x in own.items()}) for layer in next(iter(own.values()))["filters"]}
     level["minus_base"] = _pool({seed: np.subtract(x["accuracy"], bases[seed]["accuracy"]) for seed, x in own.items()})
     for other in _COMPARED:
-      both = {seed: np.subtract(x["accuracy"], runs[other][seed][i]["accuracy"])
-              for seed, x in own.items() if seed in runs.get(other, {})}
+      both = {seed: np.subtract(x["accuracy"], runs[other][seed][i]["accuracy"]) for seed, x in own.items() if seed in runs.get(other, {})}
       if other != score and both:
         level[f"minus_{other}"] = _pool(both)
     levels.append(level)
@@ -83,14 +84,15 @@ def _agreements(records):
   found = {}
   for score in (score for score in SCORES if any(score in record for record in records.values())):
     own = {seed: record[score] for seed, record in records.items() if score in record}
-    fields = {field: {seed: values[field] for seed, values in own.items() if field in values}
-              for field in ("seconds", "temporary_mb", "spearman", "kept_in_common", "removal")}
+    fields = {
+      field: {seed: values[field] for seed, values in own.items() if field in values}
+      for field in ("seconds", "temporary_mb", "spearman", "kept_in_common", "removal")
+    }
     found[score] = {field: _pool(by_seed) for field, by_seed in fields.items() if by_seed}
     at_once = lambda of: [_pool({seed: of(seed, i) for seed in own}) for i in range(len(AT_ONCE))]
     found[score]["at_once"] = at_once(lambda seed, i, own=own: own[seed]["at_once"][i])
     if score != "anp":
-      found[score]["anp_minus"] = at_once(lambda seed, i, own=own: np.subtract(
-          records[seed]["anp"]["at_once"][i], own[seed]["at_once"][i]))
+      found[score]["anp_minus"] = at_once(lambda seed, i, own=own: np.subtract(records[seed]["anp"]["at_once"][i], own[seed]["at_once"][i]))
   return found
 
 
@@ -185,12 +187,18 @@ def overview(report: dict[str, Any]) -> str:
   rows = []
   for case, level_steps, scores, i in _highest(report):
     seeds = _seeds((scores["anp"] if "anp" in scores else next(iter(scores.values())))[i]["accuracy"])
-    cell = lambda value, seeds=seeds: _percent(value) + (
-        "" if _seeds(value) == seeds else f" ({_which_seeds(_seeds(value))} only)")
+    cell = lambda value, seeds=seeds: _percent(value) + ("" if _seeds(value) == seeds else f" ({_which_seeds(_seeds(value))} only)")
     before = _without(case["base"], set(_seeds(case["base"])) - set(seeds))
     left = _what_is_left({score: scores[score] for score in MAIN if score in scores}, i)
-    rows.append([f"{case['title']}; {_which_seeds(seeds)}", level_steps, _percent(before), f"{100 * report['levels'][i]:.0f} %{left}",
-                 *(cell(scores[score][i]["accuracy"]) if score in scores else "" for score in MAIN)])
+    rows.append(
+      [
+        f"{case['title']}; {_which_seeds(seeds)}",
+        level_steps,
+        _percent(before),
+        f"{100 * report['levels'][i]:.0f} %{left}",
+        *(cell(scores[score][i]["accuracy"]) if score in scores else "" for score in MAIN),
+      ]
+    )
   return table(["network and task", "steps per level", "before pruning", "sparsity", *(SCORES[score].label for score in MAIN)], rows)
 
 
@@ -202,19 +210,25 @@ def differences(report: dict[str, Any]) -> str:
     ours = scores.get("anp", ({},) * len(report["levels"]))[i]
     parts = [ours.get(f"minus_{other}") for other in others]
     rows.append([f"{case['title']}", level_steps, f"{100 * report['levels'][i]:.0f} %", *(_points(part) if part else "" for part in parts)])
-  return table(["network and task", "steps per level", "sparsity", "ANP minus before pruning",
-                *(f"ANP minus {SCORES[score].label}" for score in others[1:])], rows)
+  return table(
+    ["network and task", "steps per level", "sparsity", "ANP minus before pruning", *(f"ANP minus {SCORES[score].label}" for score in others[1:])],
+    rows,
+  )
 
 
 def _highest(report):
   """Every course at the highest two sparsities."""
-  return [(case, level_steps, scores, i) for case in report["cases"].values() for level_steps, scores in case["courses"].items()
-          for i in (-2, -1)]
+  return [(case, level_steps, scores, i) for case in report["cases"].values() for level_steps, scores in case["courses"].items() for i in (-2, -1)]
 
 
 # What ANP is expected to do: sparsity, how it is said, the score it is compared with, and by how much it may be behind.
-_CLAIMS = ((-2, "within 1 point of not pruned", "none", 0.01), (-2, "ahead of SNIP", "snip", 0.0),
-           (-2, "ahead of magnitude", "magnitude", 0.0), (-1, "ahead of SNIP", "snip", 0.0), (-1, "ahead of magnitude", "magnitude", 0.0))
+_CLAIMS = (
+  (-2, "within 1 point of not pruned", "none", 0.01),
+  (-2, "ahead of SNIP", "snip", 0.0),
+  (-2, "ahead of magnitude", "magnitude", 0.0),
+  (-1, "ahead of SNIP", "snip", 0.0),
+  (-1, "ahead of magnitude", "magnitude", 0.0),
+)
 
 
 def claims(report: dict[str, Any]) -> str:
@@ -226,8 +240,9 @@ def claims(report: dict[str, Any]) -> str:
   for case in report["cases"].values():
     for level_steps, scores in case["courses"].items():
       if "anp" in scores:
-        rows.append([f"{case['title']}, {level_steps}",
-                     *(_verdict(scores["anp"][i].get(f"minus_{other}"), margin) for i, _, other, margin in _CLAIMS)])
+        rows.append(
+          [f"{case['title']}, {level_steps}", *(_verdict(scores["anp"][i].get(f"minus_{other}"), margin) for i, _, other, margin in _CLAIMS)]
+        )
   return table(["network and task, steps per level", *(f"{100 * report['levels'][i]:.0f} %: {what}" for i, what, _, _ in _CLAIMS)], rows)
 
 
@@ -244,15 +259,29 @@ def markdown(report: dict[str, Any]) -> str:
   """The report's tables as text."""
   lines = []
   for case in report["cases"].values():
-    lines += [f"**{case['title']}, CIFAR-FS (300 per class)**: {case['steps']:,} steps of meta-training; before pruning "
-              f"{_percent(case['base'])} %. {_which_seeds(_seeds(case['base'])).capitalize()}, {_episodes(case['base'])} test episodes; ± is "
-              "half the 95 % interval over the episodes of all seeds; a difference's “seeds ±” that over the means of the seeds "
-              "(Student's t).", ""]
+    lines += [
+      f"**{case['title']}, CIFAR-FS (300 per class)**: {case['steps']:,} steps of meta-training; before pruning "
+      f"{_percent(case['base'])} %. {_which_seeds(_seeds(case['base'])).capitalize()}, {_episodes(case['base'])} test episodes; ± is "
+      "half the 95 % interval over the episodes of all seeds; a difference's “seeds ±” that over the means of the seeds "
+      "(Student's t).",
+      "",
+    ]
     for level_steps, scores in case["courses"].items():
-      lines += [f"Accuracy (%) with {level_steps} steps of meta-training at each sparsity:", "", table(
+      lines += [
+        f"Accuracy (%) with {level_steps} steps of meta-training at each sparsity:",
+        "",
+        table(
           ["score", "seeds", *(f"{100 * level:.0f} %" for level in report["levels"])],
-          [[SCORES[score].label, ", ".join(_seeds(levels[0]["accuracy"])),
-            *(_percent(x["accuracy"]) + _what_is_left({score: levels}, i) for i, x in enumerate(levels))] for score, levels in scores.items()])]
+          [
+            [
+              SCORES[score].label,
+              ", ".join(_seeds(levels[0]["accuracy"])),
+              *(_percent(x["accuracy"]) + _what_is_left({score: levels}, i) for i, x in enumerate(levels)),
+            ]
+            for score, levels in scores.items()
+          ],
+        ),
+      ]
       ours = [score for score in scores if score.startswith("anp")]
       if ours:
         compared = [other for other in _COMPARED if any(f"minus_{other}" in scores[score][0] for score in ours)]
@@ -261,8 +290,12 @@ def markdown(report: dict[str, Any]) -> str:
           for i in (i for i, level in enumerate(report["levels"]) if level >= 0.85):
             parts = [scores[score][i].get(f"minus_{other}") for other in ("base", *compared)]
             rows.append([SCORES[score].label, f"{100 * report['levels'][i]:.0f} %", *(_points(part) if part else "" for part in parts)])
-        lines += ["", "Differences on the same episodes, in points, and by seed:", "", table(
-            ["score", "sparsity", "minus before pruning", *(f"minus {SCORES[other].label}" for other in compared)], rows)]
+        lines += [
+          "",
+          "Differences on the same episodes, in points, and by seed:",
+          "",
+          table(["score", "sparsity", "minus before pruning", *(f"minus {SCORES[other].label}" for other in compared)], rows),
+        ]
       lines.append("")
     lines += [*_agreement_tables(case["agreement"]), ""]
   return "\n".join(lines)
@@ -270,29 +303,50 @@ def markdown(report: dict[str, Any]) -> str:
 
 def _agreement_tables(agreement):
   # Seeds without times are those timed with code of other speed.
-  timed = {score: {seed: part["mean"] for seed, part in values.get("seconds", {"by_seed": {}})["by_seed"].items()}
-           for score, values in agreement.items()}
+  timed = {
+    score: {seed: part["mean"] for seed, part in values.get("seconds", {"by_seed": {}})["by_seed"].items()} for score, values in agreement.items()
+  }
   costs, at_once = [], []
   for score, values in agreement.items():
     # Within a seed, whose scores were timed on one machine; the median, as machines are shared.
     cost = ["", ""]
     if seconds := timed[score]:
       ratio = np.median([own / timed["anp"][seed] for seed, own in seconds.items()])
-      cost = [f"{ratio:.2f}" + (f" ({np.median(list(seconds.values())):.1f} s)" if score == "anp" else ""),
-              f"{values['temporary_mb']['mean']:.0f}"]
+      cost = [f"{ratio:.2f}" + (f" ({np.median(list(seconds.values())):.1f} s)" if score == "anp" else ""), f"{values['temporary_mb']['mean']:.0f}"]
     name = [SCORES[score].label, ", ".join(_seeds(values["spearman"]))]
-    costs.append([*name, f"{values['spearman']['mean']:.2f}", f"{100 * values['kept_in_common']['mean']:.0f} %", *cost,
-                  f"{values['removal']['mean']:.3f}" if "removal" in values else ""])
+    costs.append(
+      [
+        *name,
+        f"{values['spearman']['mean']:.2f}",
+        f"{100 * values['kept_in_common']['mean']:.0f} %",
+        *cost,
+        f"{values['removal']['mean']:.3f}" if "removal" in values else "",
+      ]
+    )
     cells = [_percent(part) for part in values["at_once"]]
     if "anp_minus" in values:
       cells = [f"{part} ({100 * d['mean']:+.1f} ± {100 * d['ci95']:.1f})" for part, d in zip(cells, values["anp_minus"])]
     at_once.append([*name, *cells])
-  return ["How the scores rank the weights of the networks before pruning"
-          + (f"; time and MB of {_which_seeds(timed['anp'])}:" if timed["anp"] else ":"), "",
-          table(["score", "seeds", "rank correlation with ANP", "kept in common at 85 %", "time (ANP: 1)", "MB",
-                 "rank correlation with removing weights one by one"], costs), "",
-          "Accuracy (%) on validation episodes after pruning at once, without any training, and in brackets how much better ANP's is, in points:",
-          "", table(["score", "seeds", *(f"{100 * sparsity:.0f} % at once" for sparsity in AT_ONCE)], at_once)]
+  return [
+    "How the scores rank the weights of the networks before pruning" + (f"; time and MB of {_which_seeds(timed['anp'])}:" if timed["anp"] else ":"),
+    "",
+    table(
+      [
+        "score",
+        "seeds",
+        "rank correlation with ANP",
+        "kept in common at 85 %",
+        "time (ANP: 1)",
+        "MB",
+        "rank correlation with removing weights one by one",
+      ],
+      costs,
+    ),
+    "",
+    "Accuracy (%) on validation episodes after pruning at once, without any training, and in brackets how much better ANP's is, in points:",
+    "",
+    table(["score", "seeds", *(f"{100 * sparsity:.0f} % at once" for sparsity in AT_ONCE)], at_once),
+  ]
 
 
 def _percent(value):
@@ -350,7 +404,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
   columns = min(4, len(panels))
   rows = -(-len(panels) // columns)
   figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 4.2 * rows), layout="constrained", squeeze=False)
-  for axis in axes.flat[len(panels):]:
+  for axis in axes.flat[len(panels) :]:
     axis.set_visible(False)
   for axis, (case, level_steps, scores) in zip(axes.flat, panels):
     own = {score: set(_seeds(levels[0]["accuracy"])) for score, levels in scores.items()}
@@ -358,10 +412,16 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     for score, levels in scores.items():
       unpruned, seeds = score == "none", common & own[score] or own[score]
       points = [_without(point, set(_seeds(point)) - seeds) for point in (case["base"], *(level["accuracy"] for level in levels))]
-      axis.errorbar([0, *(100 * level for level in report["levels"])], [100 * point["mean"] for point in points],
-                    yerr=[100 * point["ci95"] for point in points], fmt="--" if unpruned else "o-",
-                    color="k" if unpruned else f"C{list(SCORES).index(score) - 1}", markersize=4, capsize=2,
-                    label=f"{SCORES[score].label}{', same steps' if unpruned else ''} ({_which_seeds(sorted(seeds, key=int))})")
+      axis.errorbar(
+        [0, *(100 * level for level in report["levels"])],
+        [100 * point["mean"] for point in points],
+        yerr=[100 * point["ci95"] for point in points],
+        fmt="--" if unpruned else "o-",
+        color="k" if unpruned else f"C{list(SCORES).index(score) - 1}",
+        markersize=4,
+        capsize=2,
+        label=f"{SCORES[score].label}{', same steps' if unpruned else ''} ({_which_seeds(sorted(seeds, key=int))})",
+      )
     axis.set(xlabel="sparsity (%)", ylabel="accuracy (%)", title=f"{case['title']}\n{level_steps} steps per level")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)  # below: in many a panel curves are everywhere

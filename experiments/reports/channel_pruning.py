@@ -30,22 +30,33 @@ def summarized(found: Mapping[str, Any]) -> dict[str, Any]:
       rows[way] = []
       for place in range(len(found["levels"])):
         levels = [records[seed]["levels"][place] for seed in seeds]
-        own = {"accuracy": float(episodes(way, place).mean()), "by_seed": [float(np.mean(level["accuracy"])) for level in levels],
-               "macs": float(np.mean([level["macs"] / records[seed]["dense_macs"] for seed, level in zip(seeds, levels)])),
-               "parameters": float(np.mean([level["parameters"] for level in levels])), "kept": levels[0]["kept"]}
+        own = {
+          "accuracy": float(episodes(way, place).mean()),
+          "by_seed": [float(np.mean(level["accuracy"])) for level in levels],
+          "macs": float(np.mean([level["macs"] / records[seed]["dense_macs"] for seed, level in zip(seeds, levels)])),
+          "parameters": float(np.mean([level["parameters"] for level in levels])),
+          "kept": levels[0]["kept"],
+        }
         if "none" in ways and way != "none":
           own["minus_none"] = interval(100 * (episodes(way, place) - episodes("none", place)))
-          own["minus_none_by_seed"] = [100 * float(np.mean(level["accuracy"]) - np.mean(ways["none"][seed]["levels"][place]["accuracy"]))
-                                       for seed, level in zip(seeds, levels)]
+          own["minus_none_by_seed"] = [
+            100 * float(np.mean(level["accuracy"]) - np.mean(ways["none"][seed]["levels"][place]["accuracy"])) for seed, level in zip(seeds, levels)
+          ]
         if "latency_us" in levels[0]:
-          mean = lambda part, levels=levels: {key: {which: float(np.median([level[part][key][which] for level in levels])) for which in value}
-                                              for key, value in levels[0][part].items()}
-          own |= {"latency_us": mean("latency_us"), "bytes": mean("bytes"),
-                  "difference": max(max(level["difference"].values()) for level in levels)}
+          mean = lambda part, levels=levels: {
+            key: {which: float(np.median([level[part][key][which] for level in levels])) for which in value} for key, value in levels[0][part].items()
+          }
+          own |= {"latency_us": mean("latency_us"), "bytes": mean("bytes"), "difference": max(max(level["difference"].values()) for level in levels)}
         rows[way].append(own)
     base = [float(np.mean(record["levels"][0]["accuracy"])) for record in case["ways"]["base"].values()]
-    cases[name] = {"title": case["title"], "seeds": [int(seed) for seed in seeds], "steps": case["steps"], "level_steps": case["level_steps"],
-                   "before": base, "ways": rows}
+    cases[name] = {
+      "title": case["title"],
+      "seeds": [int(seed) for seed in seeds],
+      "steps": case["steps"],
+      "level_steps": case["level_steps"],
+      "before": base,
+      "ways": rows,
+    }
   return {"levels": list(found["levels"]), "cases": cases}
 
 
@@ -77,7 +88,9 @@ def device_table(report: Mapping[str, Any], way: str = "anp") -> str:
         own = level["latency_us"][runtime]
         cost.append(f"{own['dense']:.0f} → {own['compact']:.0f} ({own['dense'] / own['compact']:.2f} ×)")
       size = level["bytes"]["tflite"]
-      rows.append([case["title"], f"{level['macs']:.2f}", f"{1 / level['macs']:.2f} ×", *cost, f"{size['dense'] / 1e3:.0f} → {size['compact'] / 1e3:.0f}"])
+      rows.append(
+        [case["title"], f"{level['macs']:.2f}", f"{1 / level['macs']:.2f} ×", *cost, f"{size['dense'] / 1e3:.0f} → {size['compact'] / 1e3:.0f}"]
+      )
   return table(["network and task", "MACs left", "ideal", "LiteRT, batch 1 (µs)", "ONNX Runtime, batch 1 (µs)", ".tflite (KB)"], rows)
 
 
@@ -91,8 +104,13 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
       if way == "none":
         axis.axhline(100 * levels[-1]["accuracy"], color="0.5", linestyle="--", linewidth=1, label=WAYS[way].label)
       else:
-        axis.plot([100 * level["macs"] for level in levels], [100 * level["accuracy"] for level in levels],
-                  "s--" if way == "narrow" else "o-", markersize=4, label=WAYS[way].label)
+        axis.plot(
+          [100 * level["macs"] for level in levels],
+          [100 * level["accuracy"] for level in levels],
+          "s--" if way == "narrow" else "o-",
+          markersize=4,
+          label=WAYS[way].label,
+        )
     axis.set(title=case["title"], xlabel="multiply-accumulates left (%)", ylabel="accuracy on test episodes (%)")
     axis.invert_xaxis()
     axis.grid(alpha=0.3)

@@ -28,13 +28,31 @@ def runs_table(entries: list[dict[str, Any]]) -> str:
   rows = []
   for e in complete(entries):
     rate = f"{e['inner_lr']:g}{' at first, learned' if e['learn_rates'] else ''}"
-    rows.append([f"{e['name']}, {e['ways']}-way {e['shots']}-shot", f"{_network(e)}, {e['learner']}",
-                 f"{e['inner_steps']} steps of {rate}; {e['test_inner_steps']} in test",
-                 f"{e['steps']:,} steps, {e['train_queries']} queries{', augmented' if e['augment'] else ''}, "
-                 f"{e['seconds']['train'] / 60:.0f} min", e["seed"], "no" if e["prune"] is None else _pruned(e),
-                 share(e["accuracy_before_adaptation"]), f"{share(e['accuracy'])} ({e['accuracy']['episodes']:,})"])
-  return table(["benchmark", "network, learner", "inner loop", "meta-training", "seed", "pruned", "before adaptation (%)",
-                "accuracy (%), ± 95 % interval over test episodes"], rows)
+    rows.append(
+      [
+        f"{e['name']}, {e['ways']}-way {e['shots']}-shot",
+        f"{_network(e)}, {e['learner']}",
+        f"{e['inner_steps']} steps of {rate}; {e['test_inner_steps']} in test",
+        f"{e['steps']:,} steps, {e['train_queries']} queries{', augmented' if e['augment'] else ''}, {e['seconds']['train'] / 60:.0f} min",
+        e["seed"],
+        "no" if e["prune"] is None else _pruned(e),
+        share(e["accuracy_before_adaptation"]),
+        f"{share(e['accuracy'])} ({e['accuracy']['episodes']:,})",
+      ]
+    )
+  return table(
+    [
+      "benchmark",
+      "network, learner",
+      "inner loop",
+      "meta-training",
+      "seed",
+      "pruned",
+      "before adaptation (%)",
+      "accuracy (%), ± 95 % interval over test episodes",
+    ],
+    rows,
+  )
 
 
 def pairs_table(entries: list[dict[str, Any]]) -> str:
@@ -47,14 +65,19 @@ def pairs_table(entries: list[dict[str, Any]]) -> str:
     differing = [name for name in SETTINGS if a[name] != b[name]]
     a, b = sorted((a, b), key=lambda e: -e["accuracy"]["mean"])
     difference = interval(100 * (np.array(a["accuracies"]) - np.array(b["accuracies"])))
-    rows.append([f"{a['name']}, {a['ways']}-way {a['shots']}-shot, {a['seed']}", _told_apart(a, differing), _told_apart(b, differing),
-                 f"{difference['mean']:+.1f} ± {difference['ci95']:.1f} ({difference['episodes']:,})"])
+    rows.append(
+      [
+        f"{a['name']}, {a['ways']}-way {a['shots']}-shot, {a['seed']}",
+        _told_apart(a, differing),
+        _told_apart(b, differing),
+        f"{difference['mean']:+.1f} ± {difference['ci95']:.1f} ({difference['episodes']:,})",
+      ]
+    )
   return table(["benchmark, seed", "run", "compared with", "difference (points), ± 95 % interval over test episodes"], rows)
 
 
 def _network(entry):
-  return (f"{NETWORKS[entry['model']].label} ({'-'.join(map(str, entry['widths']))}; "
-          f"{entry['parameters']['all']:,} parameters)")
+  return f"{NETWORKS[entry['model']].label} ({'-'.join(map(str, entry['widths']))}; {entry['parameters']['all']:,} parameters)"
 
 
 def _told_apart(entry, differing):
@@ -64,6 +87,10 @@ def _told_apart(entry, differing):
 
 
 def _pruned(e):
-  return "not pruned" if e["prune"] is None else (
-      f"{100 * e['sparsity']:.0f} % by {e['prune']['score']}, steps {e['prune']['begin'] * e['steps']:,.0f} to "
-      f"{e['prune']['end'] * e['steps']:,.0f}")
+  return (
+    "not pruned"
+    if e["prune"] is None
+    else (
+      f"{100 * e['sparsity']:.0f} % by {e['prune']['score']}, steps {e['prune']['begin'] * e['steps']:,.0f} to {e['prune']['end'] * e['steps']:,.0f}"
+    )
+  )

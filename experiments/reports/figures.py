@@ -22,7 +22,7 @@ def plot_curves(path: Path, panels: Mapping[str, Mapping[str, tuple[Sequence[int
   for axis, (title, curves) in zip(axes[0], panels.items()):
     for style, (label, (rounds, accuracies)) in zip(("o-", "s-", "^-", "D-"), curves.items()):
       mean, std = accuracies.mean(0), accuracies.std(0, ddof=1) if len(accuracies) > 1 else np.zeros(len(rounds))
-      line, = axis.plot(rounds, 100 * mean, style, label=label, markersize=4)
+      (line,) = axis.plot(rounds, 100 * mean, style, label=label, markersize=4)
       axis.fill_between(rounds, 100 * (mean - std), 100 * np.minimum(mean + std, 1), color=line.get_color(), alpha=0.15)
     axis.set(title=title, xlabel="communication round", ylabel="accuracy of target tasks after adaptation (%)")
     axis.grid(alpha=0.3)
@@ -58,8 +58,7 @@ def plot_channels(path: Path, panels: Mapping[str, np.ndarray], labels: Mapping[
   plt = pyplot()
   figure, axes = plt.subplots(len(panels), 1, figsize=(10, 3.2 * len(panels)), layout="constrained", squeeze=False)
   for axis, (title, rate) in zip(axes[:, 0], panels.items()):
-    image = axis.imshow(rate[:, np.argsort(-rate.mean(0), kind="stable")], aspect="auto", vmin=0, vmax=1, cmap="viridis",
-                        interpolation="nearest")
+    image = axis.imshow(rate[:, np.argsort(-rate.mean(0), kind="stable")], aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
     axis.set(title=title, xlabel="channel, sorted by use", ylabel="target task (its labels)")
     axis.set_yticks(range(len(rate)), labels[title], fontsize=6)
   figure.colorbar(image, ax=axes[:, 0], label="fraction of samples with it on")
@@ -82,6 +81,7 @@ class _Figures:
   def subplots(self, rows=1, columns=1, *, figsize, layout, **options):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=figsize, layout=layout)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, **options)

@@ -20,25 +20,31 @@ __all__ = ["accuracies", "behaviour", "differences", "differences_table", "markd
 
 # What is compared: name, (variant, whether at a given sparsity) of both sides.
 COMPARISONS = (
-    ("dropout: (b) over (a)", "b", "a"),
-    ("static selection: (c) over (b)", "c", "b"),
-    ("chosen by gradient: (c) over (d)", "c", "d"),
-    ("looking at the input: (f) over (e)", "f", "e"),
-    ("learned gate over static selection: (f) over (c)", "f", "c"),
-    ("learned gate over random channels: (f) over (d)", "f", "d"),
-    ("gating in all: (f) over (a)", "f", "a"),
-    ("gating beyond dropout: (f) over (b)", "f", "b"),
+  ("dropout: (b) over (a)", "b", "a"),
+  ("static selection: (c) over (b)", "c", "b"),
+  ("chosen by gradient: (c) over (d)", "c", "d"),
+  ("looking at the input: (f) over (e)", "f", "e"),
+  ("learned gate over static selection: (f) over (c)", "f", "c"),
+  ("learned gate over random channels: (f) over (d)", "f", "d"),
+  ("gating in all: (f) over (a)", "f", "a"),
+  ("gating beyond dropout: (f) over (b)", "f", "b"),
 )
 _OWN = "own"  # the sparsity that gate and penalty lead to
 
 
 def write(workdir: Path, protocols: Sequence[str], seeds: Sequence[int], configs: Mapping[Any, Any]) -> dict[str, Any]:
   """Reads the records of a workdir and writes gates.json, gates.md and gates.png beside them."""
-  content = {"protocols": {protocol: {"rounds": {row.method: config.rounds for row, config in configs.items() if row.protocol == protocol},
-                                      "settings": {row.method: _settings(row.method, config) for row, config in configs.items()
-                                                   if row.protocol == protocol},
-                                      "layers": next(list(config.gated_layers) for row, config in configs.items() if row.protocol == protocol),
-                                      "runs": _runs(workdir, protocol, seeds)} for protocol in protocols}}
+  content = {
+    "protocols": {
+      protocol: {
+        "rounds": {row.method: config.rounds for row, config in configs.items() if row.protocol == protocol},
+        "settings": {row.method: _settings(row.method, config) for row, config in configs.items() if row.protocol == protocol},
+        "layers": next(list(config.gated_layers) for row, config in configs.items() if row.protocol == protocol),
+        "runs": _runs(workdir, protocol, seeds),
+      }
+      for protocol in protocols
+    }
+  }
   write_json(workdir / "gates.json", content)
   (workdir / "gates.md").write_text(markdown(content), encoding="utf-8")
   plot(workdir / "gates.png", content)
@@ -66,12 +72,16 @@ def _settings(method, config):
 
 def _runs(workdir, protocol, seeds):
   """By "variant sparsity", by seed: what is compared."""
-  folders = {f"{variant} {_OWN if variant == 'f' else 0}": lambda seed, method=method: workdir / f"{protocol}-{method}-k1" / f"seed-{seed}"
-             for variant, method in MODELS.items()}
+  folders = {
+    f"{variant} {_OWN if variant == 'f' else 0}": lambda seed, method=method: workdir / f"{protocol}-{method}-k1" / f"seed-{seed}"
+    for variant, method in MODELS.items()
+  }
   for variant in VARIANTS:
     for sparsity in (None, *SPARSITIES):
-      folders.setdefault(f"{variant} {_OWN if sparsity is None else sparsity}", lambda seed, variant=variant, sparsity=sparsity: variant_folder(
-          workdir, protocol, variant, sparsity, seed))
+      folders.setdefault(
+        f"{variant} {_OWN if sparsity is None else sparsity}",
+        lambda seed, variant=variant, sparsity=sparsity: variant_folder(workdir, protocol, variant, sparsity, seed),
+      )
   found = {}
   for name, folder in folders.items():
     runs = {str(seed): _numbers(read_result(folder(seed))) for seed in seeds if (folder(seed) / "result.json").is_file()}
@@ -86,11 +96,18 @@ def _numbers(result):
     numbers |= {"sparsity": result["sparsity"]["mean"], "over_tasks": result["sparsity"]["std"]}
   if result.get("gates"):
     after, before = result["gates"]["after"], result["gates"]["before"]
-    numbers |= {"conditional": result["conditional"]["mean"], "over_images": after["sparsity_over_images"],
-                "correlation": after["confidence_correlation"]["mean"], "task_difference": after["task_difference"],
-                "explained": _mean_explained(after), "before": {
-                    "conditional": float(np.mean([layer["conditional"] for layer in before["layers"].values()])),
-                    "sparsity": result["sparsity_before_adaptation"]["mean"], "explained": _mean_explained(before)}}
+    numbers |= {
+      "conditional": result["conditional"]["mean"],
+      "over_images": after["sparsity_over_images"],
+      "correlation": after["confidence_correlation"]["mean"],
+      "task_difference": after["task_difference"],
+      "explained": _mean_explained(after),
+      "before": {
+        "conditional": float(np.mean([layer["conditional"] for layer in before["layers"].values()])),
+        "sparsity": result["sparsity_before_adaptation"]["mean"],
+        "explained": _mean_explained(before),
+      },
+    }
   return numbers
 
 
@@ -135,8 +152,15 @@ def differences(content: Mapping[str, Any]) -> list[dict[str, Any]]:
         sides = [{int(seed): run["accuracy"] for seed, run in own["runs"].get(_at(side, sparsity), {}).items()} for side in (better, worse)]
         difference = paired_difference(*sides)
         if difference is not None:
-          group.append({"what": what, "protocol": protocol, "sparsity": None if better == "b" else sparsity, **difference._asdict(),
-                        "verdict": difference.verdict()})
+          group.append(
+            {
+              "what": what,
+              "protocol": protocol,
+              "sparsity": None if better == "b" else sparsity,
+              **difference._asdict(),
+              "verdict": difference.verdict(),
+            }
+          )
     for entry, p in zip(group, holm([entry["p"] for entry in group])):
       entry["p_holm"] = p
     found += group
@@ -170,8 +194,14 @@ def summary(content: Mapping[str, Any]) -> str:
     found = {"better": [], "worse": []}
     for protocol in content["protocols"]:
       for word, sign in (("better", 1), ("worse", -1)):
-        at = [entry["sparsity"] for entry in entries if (entry["what"], entry["protocol"]) == (what, protocol) and sign * entry["mean"] > 0
-              and entry["p_holm"] is not None and entry["p_holm"] < 0.05]
+        at = [
+          entry["sparsity"]
+          for entry in entries
+          if (entry["what"], entry["protocol"]) == (what, protocol)
+          and sign * entry["mean"] > 0
+          and entry["p_holm"] is not None
+          and entry["p_holm"] < 0.05
+        ]
         if at:
           where = [f"{100 * s:.0f} %" if isinstance(s, float) else "its own sparsity" for s in at if s is not None]
           found[word].append(PROTOCOL_LABELS[protocol] + (f" ({', '.join(where)})" if where else ""))
@@ -189,12 +219,30 @@ def behaviour(content: Mapping[str, Any]) -> str:
       if runs:
         before = {seed: run["before"] for seed, run in runs.items() if "before" in run}
         over = [f"{_statistic(runs, 'sparsity')}", f"{_mean(runs, 'over_tasks')}, {_mean(runs, 'over_images')}"]
-        rows.append([PROTOCOL_LABELS[protocol], "its own" if sparsity == _OWN else f"{100 * sparsity:.0f} %", *over,
-                     f"{_mean(before, 'conditional')} → {_statistic(runs, 'conditional')}",
-                     f"{_mean(before, 'explained')} → {_mean(runs, 'explained')}",
-                     _mean(runs, "correlation", 1, "+.2f"), _mean(runs, "macs")])
-  return table(["Dataset", "wanted", "sparsity (%)", "± over tasks, over images", "channels that vary (%), before → after stage I",
-                "explained by class (%)", "correlation with confidence", "MACs (%)"], rows)
+        rows.append(
+          [
+            PROTOCOL_LABELS[protocol],
+            "its own" if sparsity == _OWN else f"{100 * sparsity:.0f} %",
+            *over,
+            f"{_mean(before, 'conditional')} → {_statistic(runs, 'conditional')}",
+            f"{_mean(before, 'explained')} → {_mean(runs, 'explained')}",
+            _mean(runs, "correlation", 1, "+.2f"),
+            _mean(runs, "macs"),
+          ]
+        )
+  return table(
+    [
+      "Dataset",
+      "wanted",
+      "sparsity (%)",
+      "± over tasks, over images",
+      "channels that vary (%), before → after stage I",
+      "explained by class (%)",
+      "correlation with confidence",
+      "MACs (%)",
+    ],
+    rows,
+  )
 
 
 def _mean(runs, key, scale=100, form=".1f"):
@@ -206,13 +254,26 @@ def markdown(content: Mapping[str, Any]) -> str:
   """The page that all of this is on."""
   seeds = sorted({int(seed) for own in content["protocols"].values() for runs in own["runs"].values() for seed in runs})
   legend = "; ".join(f"({variant}) {label}" for variant, label in LABELS.items())
-  return "\n\n".join([
-      "# What a gate is worth",
-      f"Target tasks after one gradient step per stage, mean ± standard deviation over seeds ({', '.join(map(str, seeds))}). "
-      f"Variants: {legend}. (c) and (d) choose channels of the model of (b). Sparsity is that of the gated layers.",
-      "## What it says", summary(content), "## Accuracy", accuracies(content), "## What each step adds", "Paired over seeds, with 95 % intervals; bold where it differs from zero after "
-      "Holm's correction over the rows and columns of a question.", differences_table(content), "## What the gates do", behaviour(content),
-      "![accuracy of the variants against sparsity](gates.png)"]) + "\n"
+  return (
+    "\n\n".join(
+      [
+        "# What a gate is worth",
+        f"Target tasks after one gradient step per stage, mean ± standard deviation over seeds ({', '.join(map(str, seeds))}). "
+        f"Variants: {legend}. (c) and (d) choose channels of the model of (b). Sparsity is that of the gated layers.",
+        "## What it says",
+        summary(content),
+        "## Accuracy",
+        accuracies(content),
+        "## What each step adds",
+        "Paired over seeds, with 95 % intervals; bold where it differs from zero after Holm's correction over the rows and columns of a question.",
+        differences_table(content),
+        "## What the gates do",
+        behaviour(content),
+        "![accuracy of the variants against sparsity](gates.png)",
+      ]
+    )
+    + "\n"
+  )
 
 
 def plot(path: Path, content: Mapping[str, Any]) -> None:
@@ -229,8 +290,13 @@ def plot(path: Path, content: Mapping[str, Any]) -> None:
     for variant, style in (("c", "s-"), ("d", "x-"), ("e", "v-"), ("f", "o-")):
       there = [sparsity for sparsity in SPARSITIES if f"{variant} {sparsity}" in runs]
       if there:
-        line, = axis.plot([mean(runs[f"{variant} {s}"], "sparsity") for s in there], [mean(runs[f"{variant} {s}"], "accuracy") for s in there], style,
-                          markersize=4, label=f"({variant}) {LABELS[variant]}")
+        (line,) = axis.plot(
+          [mean(runs[f"{variant} {s}"], "sparsity") for s in there],
+          [mean(runs[f"{variant} {s}"], "accuracy") for s in there],
+          style,
+          markersize=4,
+          label=f"({variant}) {LABELS[variant]}",
+        )
         if f"{variant} {_OWN}" in runs:
           own_point = runs[f"{variant} {_OWN}"]
           axis.plot(mean(own_point, "sparsity"), mean(own_point, "accuracy"), "*", markersize=11, color=line.get_color())

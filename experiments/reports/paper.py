@@ -62,24 +62,42 @@ def build(workdir: Path, tables: Sequence[str], seeds: Sequence[int], configs: M
   wanted = {row[:3] for row in configs}
   runs = {row[:3]: _run(workdir, row, seeds) for row in rows_of(tables) if row[:3] in wanted}
   content = {
-      "protocols": {row.protocol: {"seeds": list(seeds), "rounds": sorted({c.rounds for r, c in configs.items() if r.protocol == row.protocol}),
-                                   "cohort": config.cohort, "batch_size": config.batch_size,
-                                   "tasks": config.tasks, "target_tasks": config.target_tasks,
-                                   "validation_tasks": config.validation_tasks, "model": config.model,
-                                   "widths": list(config.widths), "tuned": config.tuned, "budget": _budget(config.tuned)}
-                    for row, config in configs.items()},
-      "tables": {number: {"title": TABLES[number].title, "kind": TABLES[number].kind, "rows": [
-          _row(row, runs[row[:3]]) for row in TABLES[number].rows if row[:3] in runs]} for number in tables},
-      "settings": {"-".join(map(str, row[:3])): _settings(config, row) for row, config in configs.items()},
-      "curves": {protocol: {method: runs[protocol, method, 1]["curves"] for method in methods
-                            if (protocol, method, 1) in runs}
-                 for protocol, methods in CURVES.items() if any(row.protocol == protocol for row in configs)},
-      "channels": {protocol: _channels(workdir, protocol, seeds) for protocol in PROTOCOL_LABELS
-                   if (protocol, "metagater", 1) in runs},
+    "protocols": {
+      row.protocol: {
+        "seeds": list(seeds),
+        "rounds": sorted({c.rounds for r, c in configs.items() if r.protocol == row.protocol}),
+        "cohort": config.cohort,
+        "batch_size": config.batch_size,
+        "tasks": config.tasks,
+        "target_tasks": config.target_tasks,
+        "validation_tasks": config.validation_tasks,
+        "model": config.model,
+        "widths": list(config.widths),
+        "tuned": config.tuned,
+        "budget": _budget(config.tuned),
+      }
+      for row, config in configs.items()
+    },
+    "tables": {
+      number: {
+        "title": TABLES[number].title,
+        "kind": TABLES[number].kind,
+        "rows": [_row(row, runs[row[:3]]) for row in TABLES[number].rows if row[:3] in runs],
+      }
+      for number in tables
+    },
+    "settings": {"-".join(map(str, row[:3])): _settings(config, row) for row, config in configs.items()},
+    "curves": {
+      protocol: {method: runs[protocol, method, 1]["curves"] for method in methods if (protocol, method, 1) in runs}
+      for protocol, methods in CURVES.items()
+      if any(row.protocol == protocol for row in configs)
+    },
+    "channels": {protocol: _channels(workdir, protocol, seeds) for protocol in PROTOCOL_LABELS if (protocol, "metagater", 1) in runs},
   }
   content["claims"] = _claims(content)
-  content["reasons"] = {f"settings of {tuned}": explain(tuned, _tuned_methods(tuned))
-                        for tuned in dict.fromkeys(config.tuned for config in configs.values()) if tuned}
+  content["reasons"] = {
+    f"settings of {tuned}": explain(tuned, _tuned_methods(tuned)) for tuned in dict.fromkeys(config.tuned for config in configs.values()) if tuned
+  }
   content["reasons"] |= {f"losses of {protocol}": list(_undertrained(protocol, runs)) for protocol in content["protocols"]}
   return content
 
@@ -96,12 +114,15 @@ def merge(held: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     parts = [part["tables"].get(number) for part in (held, new)]
     if any(parts):
       old = [row for row in (parts[0] or {"rows": []})["rows"] if row["protocol"] not in own]
-      content["tables"][number] = {**(parts[1] or parts[0]), "rows": sorted(
-          old + (parts[1] or {"rows": []})["rows"], key=lambda row: place(row["protocol"]))}
+      content["tables"][number] = {
+        **(parts[1] or parts[0]),
+        "rows": sorted(old + (parts[1] or {"rows": []})["rows"], key=lambda row: place(row["protocol"])),
+      }
   content["settings"] = {key: value for key, value in held["settings"].items() if key.split("-")[0] not in own} | new["settings"]
   used = {f"settings of {protocol['tuned']}" for protocol in content["protocols"].values()}
-  content["reasons"] = {name: reasons for name, reasons in (held["reasons"] | new["reasons"]).items()
-                        if not name.startswith("settings of ") or name in used}
+  content["reasons"] = {
+    name: reasons for name, reasons in (held["reasons"] | new["reasons"]).items() if not name.startswith("settings of ") or name in used
+  }
   content["claims"] = _claims(content)
   return content
 
@@ -117,9 +138,24 @@ def _of_today(content):
 def _run(workdir, row, seeds):
   """Numbers by seed of one row, and what failed."""
   folder = workdir / f"{row.protocol}-{row.method}-k{row.local_steps}"
-  run = {name: {} for name in ("accuracy", "before", "sparsity", "sparsity_std", "mask_difference", "train_seconds",
-                               "learning_seconds", "macs", "parameters", "failures", "curves", "task_sparsity",
-                               "train_loss")}
+  run = {
+    name: {}
+    for name in (
+      "accuracy",
+      "before",
+      "sparsity",
+      "sparsity_std",
+      "mask_difference",
+      "train_seconds",
+      "learning_seconds",
+      "macs",
+      "parameters",
+      "failures",
+      "curves",
+      "task_sparsity",
+      "train_loss",
+    )
+  }
   for seed in seeds:
     path = folder / f"seed-{seed}"
     if not (path / "result.json").is_file():
@@ -143,20 +179,30 @@ def _run(workdir, row, seeds):
         run[name][seed] = result[name]["gated"] / result[name]["dense"]
     lines = read_metrics(path)
     run["train_loss"][seed] = lines[-1]["train_loss"]
-    run["curves"][seed] = {"rounds": [line["round"] for line in lines],
-                           "accuracy": [line["accuracy_mean"] for line in lines]}
+    run["curves"][seed] = {"rounds": [line["round"] for line in lines], "accuracy": [line["accuracy_mean"] for line in lines]}
   return run
 
 
 def _row(row, run):
   statistic = lambda name: _mean_std(run[name])
-  return {"protocol": row.protocol, "method": row.method, "local_steps": row.local_steps,
-          "in_paper": row not in EXTRA and row.method not in ("metasnip_channel", "metagater_dropout"),
-          "accuracy": statistic("accuracy"), "before_adaptation": statistic("before"), "sparsity": statistic("sparsity"),
-          "sparsity_std_over_tasks": statistic("sparsity_std"), "mask_difference": statistic("mask_difference"),
-          "train_seconds": statistic("train_seconds"), "learning_seconds": statistic("learning_seconds"),
-          "macs": statistic("macs"), "parameters": statistic("parameters"), "paper_seconds": row.paper_seconds,
-          "task_sparsity": run["task_sparsity"], "failures": run["failures"]}
+  return {
+    "protocol": row.protocol,
+    "method": row.method,
+    "local_steps": row.local_steps,
+    "in_paper": row not in EXTRA and row.method not in ("metasnip_channel", "metagater_dropout"),
+    "accuracy": statistic("accuracy"),
+    "before_adaptation": statistic("before"),
+    "sparsity": statistic("sparsity"),
+    "sparsity_std_over_tasks": statistic("sparsity_std"),
+    "mask_difference": statistic("mask_difference"),
+    "train_seconds": statistic("train_seconds"),
+    "learning_seconds": statistic("learning_seconds"),
+    "macs": statistic("macs"),
+    "parameters": statistic("parameters"),
+    "paper_seconds": row.paper_seconds,
+    "task_sparsity": run["task_sparsity"],
+    "failures": run["failures"],
+  }
 
 
 def _mean_std(by_seed):
@@ -164,13 +210,29 @@ def _mean_std(by_seed):
   if not by_seed:
     return None
   values = np.array(list(by_seed.values()))
-  return {"mean": float(values.mean()), "std": float(values.std(ddof=1)) if len(values) > 1 else None,
-          "by_seed": {str(seed): value for seed, value in by_seed.items()}}
+  return {
+    "mean": float(values.mean()),
+    "std": float(values.std(ddof=1)) if len(values) > 1 else None,
+    "by_seed": {str(seed): value for seed, value in by_seed.items()},
+  }
 
 
 def _settings(config, row):
-  fields = ("rounds", "local_lr", "prox_weight", "beta", "gamma", "penalty_weight", "gate_rate", "inner_lr", "personal_lr", "server_lr", "adapt_lr",
-            "gate_adapt_lr", "channel_dropout")
+  fields = (
+    "rounds",
+    "local_lr",
+    "prox_weight",
+    "beta",
+    "gamma",
+    "penalty_weight",
+    "gate_rate",
+    "inner_lr",
+    "personal_lr",
+    "server_lr",
+    "adapt_lr",
+    "gate_adapt_lr",
+    "channel_dropout",
+  )
   used = {f for f in fields if config[f] is not None} - (set() if config.gated else {"penalty_weight", "gate_rate", "gate_adapt_lr"})
   return {field: config[field] for field in fields if field in used}
 
@@ -180,8 +242,18 @@ def _tuned_methods(tuned):
 
 
 def _budget(tuned):
-  keys = ("algorithm", "gated", "local_steps", "meta_trainings", "adaptation_rates", "seeds", "rounds", "validation_tasks",
-          "validation_accuracy", "seconds")
+  keys = (
+    "algorithm",
+    "gated",
+    "local_steps",
+    "meta_trainings",
+    "adaptation_rates",
+    "seeds",
+    "rounds",
+    "validation_tasks",
+    "validation_accuracy",
+    "seconds",
+  )
   return [{key: entry[key] for key in keys} for entry in _tuned_methods(tuned)]
 
 
@@ -204,9 +276,13 @@ def _claims(content) -> list[dict[str, Any]]:
   protocols = list(dict.fromkeys(protocol for protocol, _, _ in rows))
 
   def get(protocol, method, name, steps=1):
-    found = (content["curves"].get(protocol, {}).get(method) if name == "curves" else
-             ((rows.get((protocol, method, steps)) or {}).get(name) or {}).get("by_seed"))
+    found = (
+      content["curves"].get(protocol, {}).get(method)
+      if name == "curves"
+      else ((rows.get((protocol, method, steps)) or {}).get(name) or {}).get("by_seed")
+    )
     return {int(seed): value for seed, value in (found or {}).items()}
+
   label = lambda protocol, text: f"{PROTOCOL_LABELS[protocol]}: {text}"
 
   accuracy, speed = [], []
@@ -231,23 +307,30 @@ def _claims(content) -> list[dict[str, Any]]:
   snip, times, diversity = [], [], []
   for protocol in protocols:
     for method in filter(is_pruning, registry.methods()):
-      snip.append(_comparison(label(protocol, f"MetaGater against {label_of(method)}"), get(protocol, "metagater", "accuracy"),
-                              get(protocol, method, "accuracy")))
+      snip.append(
+        _comparison(
+          label(protocol, f"MetaGater against {label_of(method)}"), get(protocol, "metagater", "accuracy"), get(protocol, method, "accuracy")
+        )
+      )
     ours, theirs = (get(protocol, method, "learning_seconds").values() for method in ("metagater", "metasnip_weight"))
     if ours and theirs:
       times.append({"what": label(protocol, "learning time of MetaGater / MetaSNIP"), "ratio": min(ours) / min(theirs)})
     # MetaSNIP gets each task's sparsity from the gate, so only which channels are kept can be compared.
-    diversity.append(_comparison(label(protocol, "difference of two tasks' channels, MetaGater against MetaSNIP by channel"),
-                                 get(protocol, "metagater", "mask_difference"),
-                                 get(protocol, "metasnip_channel", "mask_difference")))
+    diversity.append(
+      _comparison(
+        label(protocol, "difference of two tasks' channels, MetaGater against MetaSNIP by channel"),
+        get(protocol, "metagater", "mask_difference"),
+        get(protocol, "metasnip_channel", "mask_difference"),
+      )
+    )
 
   claims = [
-      ("1", "MetaGater is more accurate after adaptation than FedAvg and Per-FedAvg", accuracy, 0.0),
-      ("1, per round", "MetaGater converges faster per round (mean accuracy over the evaluated rounds of Figure 4)", speed, 0.0),
-      ("2, moderate data", "Gating costs at most a slight accuracy drop with moderate local data", moderate, SLIGHT),
-      ("2, small data", "Gating gains accuracy with small local data", small, 0.0),
-      ("3, accuracy", "MetaGater is more accurate than MetaSNIP at the same sparsity", snip, 0.0),
-      ("3, diversity", "The channels that MetaGater keeps differ more between tasks than MetaSNIP's at the same sparsity", diversity, 0.0),
+    ("1", "MetaGater is more accurate after adaptation than FedAvg and Per-FedAvg", accuracy, 0.0),
+    ("1, per round", "MetaGater converges faster per round (mean accuracy over the evaluated rounds of Figure 4)", speed, 0.0),
+    ("2, moderate data", "Gating costs at most a slight accuracy drop with moderate local data", moderate, SLIGHT),
+    ("2, small data", "Gating gains accuracy with small local data", small, 0.0),
+    ("3, accuracy", "MetaGater is more accurate than MetaSNIP at the same sparsity", snip, 0.0),
+    ("3, diversity", "The channels that MetaGater keeps differ more between tasks than MetaSNIP's at the same sparsity", diversity, 0.0),
   ]
   result = []
   for number, statement, comparisons, margin in claims:
@@ -257,11 +340,18 @@ def _claims(content) -> list[dict[str, Any]]:
       # Where all differences are the same there is no test, and the single verdict stands.
       comparison["verdict_holm"] = comparison["verdict"] if p is None or p < 0.05 else "not confirmed"
     if comparisons:
-      result.append({"claim": number, "statement": statement, "margin": margin, "comparisons": comparisons,
-                     "verdict": _verdict(comparisons)})
+      result.append({"claim": number, "statement": statement, "margin": margin, "comparisons": comparisons, "verdict": _verdict(comparisons)})
   if times:
-    result.append({"claim": "3, time", "statement": "MetaGater learns a target task in a time similar to MetaSNIP's, or shorter",
-                   "times": times, "comparisons": [], "margin": 0.0, "verdict": _time_verdict(times)})
+    result.append(
+      {
+        "claim": "3, time",
+        "statement": "MetaGater learns a target task in a time similar to MetaSNIP's, or shorter",
+        "times": times,
+        "comparisons": [],
+        "margin": 0.0,
+        "verdict": _time_verdict(times),
+      }
+    )
   return result
 
 
@@ -310,32 +400,49 @@ def explain(protocol: str, entries: Sequence[Mapping[str, Any]]) -> list[str]:
     best = [accuracies(entry).max() for entry in one]
     gaps = [accuracies(entry).max() - np.median(accuracies(entry)) for entry in one]
     between, within = 100 * (max(best) - min(best)), 100 * float(np.median(gaps))
-    text = (f"{name}: the best trials of the {len(one)} tuned methods lie within {between:.1f} points of each other, and a "
-            f"method's own best trial lies {within:.1f} points above its median trial (median over methods). ")
-    reasons.append(text + ("How well a method's rates are chosen decides more here than which method it is."
-                           if within > between else "The methods differ by more than their rates do."))
+    text = (
+      f"{name}: the best trials of the {len(one)} tuned methods lie within {between:.1f} points of each other, and a "
+      f"method's own best trial lies {within:.1f} points above its median trial (median over methods). "
+    )
+    reasons.append(
+      text
+      + (
+        "How well a method's rates are chosen decides more here than which method it is."
+        if within > between
+        else "The methods differ by more than their rates do."
+      )
+    )
   for entry in one:
     if entry["algorithm"] == "per_fedavg" and len(entry["trials"]) > 3:
       rho = float(stats.spearmanr([trial["inner_lr"] for trial in entry["trials"]], accuracies(entry)).statistic)
       if abs(rho) > 0.5:
-        reasons.append(f"{name}: Per-FedAvg's accuracy {'falls' if rho < 0 else 'rises'} with the rate of its inner step (rank "
-                       f"correlation {rho:+.2f}; its best is {entry['settings']['inner_lr']:g})."
-                       + (" That step sees one minibatch of a task, where a target adapts on all of its data; towards a rate of "
-                          "0 the method becomes FedAvg." if rho < 0 else ""))
+        reasons.append(
+          f"{name}: Per-FedAvg's accuracy {'falls' if rho < 0 else 'rises'} with the rate of its inner step (rank "
+          f"correlation {rho:+.2f}; its best is {entry['settings']['inner_lr']:g})."
+          + (
+            " That step sees one minibatch of a task, where a target adapts on all of its data; towards a rate of 0 the method becomes FedAvg."
+            if rho < 0
+            else ""
+          )
+        )
   for entry in one:
     rate, rates = entry["settings"].get("adapt_lr"), adaptation_rates()
     if rate in (rates[0], rates[-1]):
-      reasons.append(f"{name}: the best of {_method_of(entry)}'s {len(entry['trials'])} trials adapts at {rate:g}, an end of the range that was "
-                     f"searched ({rates[0]:g} to {rates[-1]:g}), with {100 * entry['validation_accuracy']:.1f} % on validation tasks. So settings that suit it "
-                     "were not found with this budget, and what is said of it here, and in protocols that take these settings, is of little weight.")
+      reasons.append(
+        f"{name}: the best of {_method_of(entry)}'s {len(entry['trials'])} trials adapts at {rate:g}, an end of the range that was "
+        f"searched ({rates[0]:g} to {rates[-1]:g}), with {100 * entry['validation_accuracy']:.1f} % on validation tasks. So settings that suit it "
+        "were not found with this budget, and what is said of it here, and in protocols that take these settings, is of little weight."
+      )
   several = [entry for entry in searched if entry["local_steps"] > 1 and entry["algorithm"] == "metagater"]
   lost = lambda group: (sum(int((accuracies(entry) < 0.1).sum()) for entry in group), sum(len(entry["trials"]) for entry in group))
   if several:
     (bad, trials), (bad_one, trials_one) = lost(several), lost([e for e in one if e["algorithm"] == "metagater"])
     if bad:
-      reasons.append(f"{name}: {bad} of MetaGater's {trials} trials with more than one local step diverged, against {bad_one} of "
-                     f"{trials_one} with one. Gradient descent on the local problem is stable for η(λ + L) < 2 only, where L is "
-                     "the loss's curvature; with one step from the meta-model the pull has no gradient and λ sets no such bound.")
+      reasons.append(
+        f"{name}: {bad} of MetaGater's {trials} trials with more than one local step diverged, against {bad_one} of "
+        f"{trials_one} with one. Gradient descent on the local problem is stable for η(λ + L) < 2 only, where L is "
+        "the loss's curvature; with one step from the meta-model the pull has no gradient and λ sets no such bound."
+      )
   return reasons
 
 
@@ -347,13 +454,19 @@ def _method_of(entry):
 def _undertrained(protocol, runs):
   """A sentence where meta-training ended so near to guessing that methods are compared in their first rounds only."""
   chance = float(np.log(CLASSES[protocol]))
-  losses = {label_of(method): float(np.mean(list(run["train_loss"].values())))
-            for (p, method, steps), run in runs.items() if p == protocol and steps == 1 and run["train_loss"]}
+  losses = {
+    label_of(method): float(np.mean(list(run["train_loss"].values())))
+    for (p, method, steps), run in runs.items()
+    if p == protocol and steps == 1 and run["train_loss"]
+  }
   near = {label: loss for label, loss in losses.items() if loss > 0.8 * chance}
   if near:
-    yield (f"{PROTOCOL_LABELS[protocol]}: at the last round the training loss before adaptation is still near that of guessing "
-           f"among all classes ({chance:.2f}): " + ", ".join(f"{label} {loss:.2f}" for label, loss in near.items())
-           + ". After so few rounds the beginnings of training are compared, not what the methods reach in the end.")
+    yield (
+      f"{PROTOCOL_LABELS[protocol]}: at the last round the training loss before adaptation is still near that of guessing "
+      f"among all classes ({chance:.2f}): "
+      + ", ".join(f"{label} {loss:.2f}" for label, loss in near.items())
+      + ". After so few rounds the beginnings of training are compared, not what the methods reach in the end."
+    )
 
 
 # --- from numbers to words
@@ -365,13 +478,26 @@ def table_markdown(contents: Mapping[str, Any]) -> str:
   name = lambda row: [PROTOCOL_LABELS[row["protocol"]], label_of(row["method"]) + ("" if row["in_paper"] else " (not in the paper)")]
   if contents["kind"] == "training":
     header = ["Dataset", "Method", "Local update", "Accuracy (%)", "before adaptation", "Training time (s)", "paper: time (s)"]
-    cells = lambda row: [row["local_steps"], _accuracy(row), _percent(row["before_adaptation"]),
-                         _seconds(row["train_seconds"], ".1f"), _paper(row)]
+    cells = lambda row: [row["local_steps"], _accuracy(row), _percent(row["before_adaptation"]), _seconds(row["train_seconds"], ".1f"), _paper(row)]
   else:
-    header = ["Dataset", "Method", "Accuracy (%)", "Sparsity (%), ± over tasks", "channels that differ between two tasks (%)", "MACs (%)",
-              "Learning time (s)", "paper: time (s)"]
-    cells = lambda row: [_accuracy(row), _sparsity(row), _percent(row["mask_difference"], spread=False),
-                         _percent(row["macs"], spread=False), _seconds(row["learning_seconds"], ".3f"), _paper(row)]
+    header = [
+      "Dataset",
+      "Method",
+      "Accuracy (%)",
+      "Sparsity (%), ± over tasks",
+      "channels that differ between two tasks (%)",
+      "MACs (%)",
+      "Learning time (s)",
+      "paper: time (s)",
+    ]
+    cells = lambda row: [
+      _accuracy(row),
+      _sparsity(row),
+      _percent(row["mask_difference"], spread=False),
+      _percent(row["macs"], spread=False),
+      _seconds(row["learning_seconds"], ".3f"),
+      _paper(row),
+    ]
   return table(header, [[*name(row), *cells(row)] for row in rows])
 
 
@@ -383,14 +509,18 @@ def overview(content: Mapping[str, Any]) -> str:
       if row["local_steps"] == 1 and row["in_paper"]:
         found.setdefault(row["method"], {})[row["protocol"]] = _accuracy(row)
         protocols[row["protocol"]] = PROTOCOL_LABELS[row["protocol"]]
-  return table(["Accuracy (%)", *protocols.values()], [
-      [label_of(method), *(cells.get(protocol, "") for protocol in protocols)] for method, cells in found.items()])
+  return table(
+    ["Accuracy (%)", *protocols.values()],
+    [[label_of(method), *(cells.get(protocol, "") for protocol in protocols)] for method, cells in found.items()],
+  )
 
 
 def claims_table(content: Mapping[str, Any]) -> str:
   """What the runs say about each claim of the paper, from report.json."""
-  return table(["Claim of the paper", "in these runs", "comparisons"], [
-      [f"{claim['claim']}: {claim['statement']}", claim["verdict"], claim_summary(claim)] for claim in content["claims"]])
+  return table(
+    ["Claim of the paper", "in these runs", "comparisons"],
+    [[f"{claim['claim']}: {claim['statement']}", claim["verdict"], claim_summary(claim)] for claim in content["claims"]],
+  )
 
 
 def _accuracy(row):
@@ -423,26 +553,31 @@ def text(content: Mapping[str, Any], drawn: Sequence[str]) -> str:
   """report.md from what report.json holds, with the figures of these names."""
   content = _of_today(content)
   parts = [
-      "# MetaGater: the paper's tables on real data",
-      "Accuracy is of the target tasks' test data after one gradient step per stage, mean ± standard deviation over "
-      "seeds; sparsity is ± its standard deviation over target tasks, the paper's "
-      "\"diversity\" (every standard deviation is the sample's, "
-      "with n − 1). Training time is the rounds alone (their median times their number), without compilation and evaluation, "
-      "and learning time both stages for one target task (median), each of the seed that was disturbed least on a shared "
-      "machine; the paper's times are of its own GPU. The paper's accuracies and sparsities are lost in the text that we have.",
-      protocol_table(content)]
+    "# MetaGater: the paper's tables on real data",
+    "Accuracy is of the target tasks' test data after one gradient step per stage, mean ± standard deviation over "
+    "seeds; sparsity is ± its standard deviation over target tasks, the paper's "
+    '"diversity" (every standard deviation is the sample\'s, '
+    "with n − 1). Training time is the rounds alone (their median times their number), without compilation and evaluation, "
+    "and learning time both stages for one target task (median), each of the seed that was disturbed least on a shared "
+    "machine; the paper's times are of its own GPU. The paper's accuracies and sparsities are lost in the text that we have.",
+    protocol_table(content),
+  ]
   for number, part in content["tables"].items():
     if part["rows"]:
       parts += [f"## Table {number}: {part['title']}", table_markdown(part)]
-  failures = [f"* Table {number}, {label_of(row['method'])} on {PROTOCOL_LABELS[row['protocol']]}, K = {row['local_steps']}, seed "
-              f"{seed}: {error}" for number, part in content["tables"].items() for row in part["rows"]
-              for seed, error in row["failures"].items()]
+  failures = [
+    f"* Table {number}, {label_of(row['method'])} on {PROTOCOL_LABELS[row['protocol']]}, K = {row['local_steps']}, seed {seed}: {error}"
+    for number, part in content["tables"].items()
+    for row in part["rows"]
+    for seed, error in row["failures"].items()
+  ]
   if failures:
     parts += ["## Runs that failed", "\n".join(failures)]
   for name, title, text in (
-      ("curves", "Figure 4: accuracy over rounds", "Mean over seeds, band of ± one standard deviation."),
-      ("task_sparsity", "Sparsity by target task", "Points are seeds, bars their mean, the dashed line the mean over tasks."),
-      ("channels", "Which channels each target task keeps", "One seed; fraction of a task's test samples that switch a channel on.")):
+    ("curves", "Figure 4: accuracy over rounds", "Mean over seeds, band of ± one standard deviation."),
+    ("task_sparsity", "Sparsity by target task", "Points are seeds, bars their mean, the dashed line the mean over tasks."),
+    ("channels", "Which channels each target task keeps", "One seed; fraction of a task's test samples that switch a channel on."),
+  ):
     if name in drawn:
       parts += [f"## {title}", text, f"![{title}](figures/{name}.png)"]
   parts += ["## Claims", *_claims_text(content["claims"])]
@@ -458,8 +593,17 @@ def protocol_table(content: Mapping[str, Any]) -> str:
   rows = []
   for protocol, p in _of_today(content)["protocols"].items():
     widths = f" {'-'.join(map(str, p['widths']))}" if p["widths"] else ""
-    rows.append([PROTOCOL_LABELS[protocol], seeds_as_text(p["seeds"]), " or ".join(map(str, p["rounds"])),
-                 f"{p['tasks']} ({p['validation_tasks']}, {p['target_tasks']})", p["cohort"], p["batch_size"], f"{p['model']}{widths}"])
+    rows.append(
+      [
+        PROTOCOL_LABELS[protocol],
+        seeds_as_text(p["seeds"]),
+        " or ".join(map(str, p["rounds"])),
+        f"{p['tasks']} ({p['validation_tasks']}, {p['target_tasks']})",
+        p["cohort"],
+        p["batch_size"],
+        f"{p['model']}{widths}",
+      ]
+    )
   return table(["Protocol", "seeds", "rounds", "tasks (validation, target)", "cohort", "batch", "network"], rows)
 
 
@@ -481,16 +625,26 @@ def seeds_as_text(seeds: Sequence[int]) -> str:
 def _claims_text(claims):
   for claim in claims:
     yield f"### Claim {claim['claim']}: {claim['verdict']}"
-    yield f"{claim['statement']}." + (f" Slight means at most {100 * claim['margin']:g} point." if claim["margin"] else "") + " " + \
-        claim_summary(claim)
+    yield (
+      f"{claim['statement']}." + (f" Slight means at most {100 * claim['margin']:g} point." if claim["margin"] else "") + " " + claim_summary(claim)
+    )
     if claim["comparisons"]:
       rows = []
       for c in claim["comparisons"]:
         interval = "" if c["low"] is None else f"{100 * c['low']:+.1f} … {100 * c['high']:+.1f}"
         optional = lambda value, form: "" if value is None else format(value, form)
-        rows.append([c["what"], f"{100 * c['mean']:+.1f}", interval, optional(c["effect"], ".1f"),
-                     optional(c["p"], ".3f"), optional(c.get("p_holm"), ".3f"), c["seeds"],
-                     c["verdict"] + ("" if c["verdict"] == c.get("verdict_holm", c["verdict"]) else f" (corrected: {c['verdict_holm']})")])
+        rows.append(
+          [
+            c["what"],
+            f"{100 * c['mean']:+.1f}",
+            interval,
+            optional(c["effect"], ".1f"),
+            optional(c["p"], ".3f"),
+            optional(c.get("p_holm"), ".3f"),
+            c["seeds"],
+            c["verdict"] + ("" if c["verdict"] == c.get("verdict_holm", c["verdict"]) else f" (corrected: {c['verdict_holm']})"),
+          ]
+        )
       yield table(["Comparison", "difference (points)", "95 % interval", "effect size d", "p", "p, corrected", "seeds", "verdict"], rows)
     for t in claim.get("times", ()):
       yield f"* {t['what']}: {t['ratio']:.2f}"
@@ -507,7 +661,9 @@ def claim_summary(claim: Mapping[str, Any]) -> str:
   parts = [f"{count('confirmed')} of {len(comparisons)} comparisons confirm it with a paired 95 % interval{corrected('confirmed')}"]
   if count("refuted"):
     worst = min((c for c in comparisons if c["verdict"] == "refuted"), key=lambda c: c["mean"])
-    parts.append(f"{verb(count('refuted'), 'say')} the opposite{corrected('refuted')}, most of all {worst['what']} ({100 * worst['mean']:+.1f} points)")
+    parts.append(
+      f"{verb(count('refuted'), 'say')} the opposite{corrected('refuted')}, most of all {worst['what']} ({100 * worst['mean']:+.1f} points)"
+    )
   if count("not confirmed"):
     parts.append(f"{count('not confirmed')} cannot tell at this number of seeds")
   if count("untested"):
@@ -523,30 +679,48 @@ def _budget_text(content):
     name = method if is_pruning(method) else known.algorithm
     entries = [b for b in content["protocols"][protocol]["budget"] if (b["algorithm"], b["gated"]) == (name, known.gated)]
     entry = min(entries, key=lambda b: abs(b["local_steps"] - int(steps)), default=None)
-    tuned = ("" if entry is None else f"{entry['meta_trainings']} of {entry['rounds']} rounds"
-             + ("" if entry["local_steps"] == int(steps) else f" at K = {entry['local_steps']}")
-             + ("" if content["protocols"][protocol]["tuned"] == protocol else
-                f" on {PROTOCOL_LABELS[content['protocols'][protocol]['tuned']]}"))
+    tuned = (
+      ""
+      if entry is None
+      else f"{entry['meta_trainings']} of {entry['rounds']} rounds"
+      + ("" if entry["local_steps"] == int(steps) else f" at K = {entry['local_steps']}")
+      + ("" if content["protocols"][protocol]["tuned"] == protocol else f" on {PROTOCOL_LABELS[content['protocols'][protocol]['tuned']]}")
+    )
     tuned = tuned.replace(" of ", " of at most ", 1) if "rounds" in settings else tuned
-    values = ", ".join(f"{field} {value:.3g}" if isinstance(value, float) else f"{field} {value}"
-                       for field, value in settings.items())
-    rows.append([PROTOCOL_LABELS[protocol], label_of(method), steps, values, tuned, "" if entry is None else entry["adaptation_rates"],
-                 "" if entry is None else format(100 * entry["validation_accuracy"], ".1f")])
+    values = ", ".join(f"{field} {value:.3g}" if isinstance(value, float) else f"{field} {value}" for field, value in settings.items())
+    rows.append(
+      [
+        PROTOCOL_LABELS[protocol],
+        label_of(method),
+        steps,
+        values,
+        tuned,
+        "" if entry is None else entry["adaptation_rates"],
+        "" if entry is None else format(100 * entry["validation_accuracy"], ".1f"),
+      ]
+    )
   header = ["Protocol", "Method", "K", "settings", "meta-trainings", "adaptation rates", "validation accuracy (%)"]
-  return ("Every method was meta-trained at the same number of points of its own search space, and every meta-model was measured "
-          "with the same adaptation rates, on validation tasks that are not trained on "
-          "(`python -m experiments.tune`). The images of all those tasks are in "
-          "no task of the runs here. MetaSNIP uses the meta-models tuned without gates and has an "
-          "adaptation rate of its own.\n\n" + table(header, rows))
+  return (
+    "Every method was meta-trained at the same number of points of its own search space, and every meta-model was measured "
+    "with the same adaptation rates, on validation tasks that are not trained on "
+    "(`python -m experiments.tune`). The images of all those tasks are in "
+    "no task of the runs here. MetaSNIP uses the meta-models tuned without gates and has an "
+    "adaptation rate of its own.\n\n" + table(header, rows)
+  )
 
 
 def _draw(content, folder):
   """The figures for which there are numbers; their names."""
   folder.mkdir(parents=True, exist_ok=True)
   drawn = []
-  panels = {PROTOCOL_LABELS[protocol]: {
+  panels = {
+    PROTOCOL_LABELS[protocol]: {
       label_of(method): (next(iter(curves.values()))["rounds"], np.array([c["accuracy"] for c in curves.values()]))
-      for method, curves in methods.items() if curves} for protocol, methods in content["curves"].items()}
+      for method, curves in methods.items()
+      if curves
+    }
+    for protocol, methods in content["curves"].items()
+  }
   panels = {title: curves for title, curves in panels.items() if curves}
   if panels:
     figures.plot_curves(folder / "curves.png", panels)
@@ -559,11 +733,18 @@ def _draw(content, folder):
   if sparsity:
     figures.plot_task_sparsity(folder / "task_sparsity.png", sparsity)
     drawn.append("task_sparsity")
-  channels = {f"{PROTOCOL_LABELS[protocol]}, {layer}, seed {c['seed']}": (np.array(rate), c["labels"])
-              for protocol, c in content["channels"].items() if c for layer, rate in c["on_rate"].items()}
+  channels = {
+    f"{PROTOCOL_LABELS[protocol]}, {layer}, seed {c['seed']}": (np.array(rate), c["labels"])
+    for protocol, c in content["channels"].items()
+    if c
+    for layer, rate in c["on_rate"].items()
+  }
   if channels:
-    figures.plot_channels(folder / "channels.png", {title: rate for title, (rate, _) in channels.items()},
-                          {title: [", ".join(map(str, labels)) for labels in names] for title, (_, names) in channels.items()})
+    figures.plot_channels(
+      folder / "channels.png",
+      {title: rate for title, (rate, _) in channels.items()},
+      {title: [", ".join(map(str, labels)) for labels in names] for title, (_, names) in channels.items()},
+    )
     drawn.append("channels")
   return drawn
 

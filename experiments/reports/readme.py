@@ -52,7 +52,8 @@ def _runs(content):
     for row in part["rows"]:
       for seed in (row["accuracy"] or {"by_seed": {}})["by_seed"]:
         rows[row["protocol"], row["method"], row["local_steps"], int(seed)] = [
-            row[field]["by_seed"].get(seed) if row[field] else None for field in _FIELDS]
+          row[field]["by_seed"].get(seed) if row[field] else None for field in _FIELDS
+        ]
   return [[*key, *values] for key, values in sorted(rows.items())]
 
 
@@ -96,11 +97,9 @@ def record_fewshot(workdir: Path, results: Path) -> None:
   if not source.is_file():
     raise ConfigError(f"there is no result.json in {workdir}; run experiments.fewshot first.")
   result = json.loads(source.read_text(encoding="utf-8"))
-  fields = (*SETTINGS, "accuracy", "accuracy_before_adaptation", "sparsity", "parameters", "episodes_per_second", "seconds",
-            "versions", "devices")
+  fields = (*SETTINGS, "accuracy", "accuracy_before_adaptation", "sparsity", "parameters", "episodes_per_second", "seconds", "versions", "devices")
   if missing := [name for name in fields if name not in result]:
-    raise ConfigError(f"{source} has no {', '.join(missing)}: it is of an earlier version. Run it again, or "
-                     f"add what config.json beside it says.")
+    raise ConfigError(f"{source} has no {', '.join(missing)}: it is of an earlier version. Run it again, or add what config.json beside it says.")
   entry = {name: result[name] for name in fields}
   entry["prune"] = result["prune"] if result["prune"]["sparsity"] else None
   entry["accuracies"] = np.loadtxt(workdir / "test_episodes.csv", delimiter=",", skiprows=1)[:, 1].round(4).tolist()
@@ -115,26 +114,42 @@ def record_fewshot(workdir: Path, results: Path) -> None:
 
 # Name of a table in a page to the record that it is made from, below results/, and the function that makes it.
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "protocols": ("tables/report.json", paper.protocol_table),
-    **{f"table{number}": ("tables/report.json", lambda content, number=number: paper.table_markdown(
-        content["tables"].get(number, {"rows": [], "kind": "training"})))
-       for number in (*"123456", "har", "har_adaptation")},
-    "overview": ("tables/report.json", paper.overview),
-    "claims": ("tables/report.json", paper.claims_table),
-    "sparsity": ("sparsity_curve.json", lambda curves: _sparsity_table(curves)),
-    "anchor": ("pfedme_anchor.json", lambda figures: _anchor_table(figures)),
-    "bfloat16": ("bfloat16.json", lambda figures: _bfloat16_table(figures)),
-    **{f"benchmark_{name}": ("devices.json" if name == "devices" else "benchmark.json", lambda figures, name=name: benchmarks.section_table(figures, name))
-       for name in benchmarks.SECTIONS},
-    "machine": ("benchmark.json", benchmarks.machine), "machine_devices": ("devices.json", benchmarks.machine),
-    "fewshot": ("fewshot.json", fewshot.runs_table), "fewshot_pairs": ("fewshot.json", fewshot.pairs_table),
-    "gates": ("gates/gates.json", gates.accuracies), "gates_differences": ("gates/gates.json", gates.differences_table),
-    "gates_behaviour": ("gates/gates.json", gates.behaviour), "gates_summary": ("gates/gates.json", gates.summary),
-    "deploy": ("deploy.json", deploy.files_table), "deploy_adaptation": ("deploy.json", deploy.adaptation_table),
-    "channel_pruning": ("channel_pruning/channel_pruning.json", channel_pruning.accuracy_table),
-    "channel_pruning_device": ("channel_pruning/channel_pruning.json", channel_pruning.device_table),
-    "pruned_rounds": ("pruned_rounds.json", pruned_rounds.markdown),
-    "anp": ("anp/anp.json", anp.overview), "anp_differences": ("anp/anp.json", anp.differences), "anp_claims": ("anp/anp.json", anp.claims),
+  "protocols": ("tables/report.json", paper.protocol_table),
+  **{
+    f"table{number}": (
+      "tables/report.json",
+      lambda content, number=number: paper.table_markdown(content["tables"].get(number, {"rows": [], "kind": "training"})),
+    )
+    for number in (*"123456", "har", "har_adaptation")
+  },
+  "overview": ("tables/report.json", paper.overview),
+  "claims": ("tables/report.json", paper.claims_table),
+  "sparsity": ("sparsity_curve.json", lambda curves: _sparsity_table(curves)),
+  "anchor": ("pfedme_anchor.json", lambda figures: _anchor_table(figures)),
+  "bfloat16": ("bfloat16.json", lambda figures: _bfloat16_table(figures)),
+  **{
+    f"benchmark_{name}": (
+      "devices.json" if name == "devices" else "benchmark.json",
+      lambda figures, name=name: benchmarks.section_table(figures, name),
+    )
+    for name in benchmarks.SECTIONS
+  },
+  "machine": ("benchmark.json", benchmarks.machine),
+  "machine_devices": ("devices.json", benchmarks.machine),
+  "fewshot": ("fewshot.json", fewshot.runs_table),
+  "fewshot_pairs": ("fewshot.json", fewshot.pairs_table),
+  "gates": ("gates/gates.json", gates.accuracies),
+  "gates_differences": ("gates/gates.json", gates.differences_table),
+  "gates_behaviour": ("gates/gates.json", gates.behaviour),
+  "gates_summary": ("gates/gates.json", gates.summary),
+  "deploy": ("deploy.json", deploy.files_table),
+  "deploy_adaptation": ("deploy.json", deploy.adaptation_table),
+  "channel_pruning": ("channel_pruning/channel_pruning.json", channel_pruning.accuracy_table),
+  "channel_pruning_device": ("channel_pruning/channel_pruning.json", channel_pruning.device_table),
+  "pruned_rounds": ("pruned_rounds.json", pruned_rounds.markdown),
+  "anp": ("anp/anp.json", anp.overview),
+  "anp_differences": ("anp/anp.json", anp.differences),
+  "anp_claims": ("anp/anp.json", anp.claims),
 }
 
 
@@ -169,8 +184,9 @@ def _anchor_table(figures):
   rows = []
   for name, label in (("fedavg", "FedAvg"), ("per_fedavg", "Per-FedAvg")):
     ours, theirs = 100 * np.array(figures[name]["ours"]), 100 * np.array(figures[name]["pytorch"])
-    rows.append([label, f"{ours.mean():.1f} ± {ours.std(ddof=1):.1f}", f"{theirs.mean():.1f} ± {theirs.std(ddof=1):.1f}",
-                 f"{ours.mean() - theirs.mean():+.2f}"])
+    rows.append(
+      [label, f"{ours.mean():.1f} ± {ours.std(ddof=1):.1f}", f"{theirs.mean():.1f} ± {theirs.std(ddof=1):.1f}", f"{ours.mean() - theirs.mean():+.2f}"]
+    )
   return table(["MNIST, one step after meta-training", "ours (%)", "PyTorch loop (%)", "difference (points)"], rows)
 
 
@@ -180,15 +196,33 @@ def _sparsity_table(curves):
     for points in zip(*own):
       mean = lambda get, points=points: float(np.mean([get(point) for point in points]))
       accuracies = [100 * point["accuracy"]["mean"] for point in points]
-      rows.append([f"{points[0]['wanted']:.1f}", f"`{by}`", f"{100 * mean(lambda p: p['sparsity']['mean']):.1f} % ± "
-                   f"{100 * mean(lambda p: p['sparsity']['std'] or 0):.1f}", f"{np.mean(accuracies):.1f} % ± {spread(accuracies) or 0:.1f}",
-                   f"{100 * mean(lambda p: p['conditional']):.1f} %" if "conditional" in points[0] else "",
-                   f"{mean(lambda p: p['macs']):,.0f}", f"{mean(lambda p: p['parameters']):,.0f}"])
-  return table(["`target_sparsity`", "`sparsity_by`", "sparsity reached, ± over tasks", "accuracy, ± over seeds", "channels that vary", "MACs per image",
-                "parameters"], rows)
+      rows.append(
+        [
+          f"{points[0]['wanted']:.1f}",
+          f"`{by}`",
+          f"{100 * mean(lambda p: p['sparsity']['mean']):.1f} % ± {100 * mean(lambda p: p['sparsity']['std'] or 0):.1f}",
+          f"{np.mean(accuracies):.1f} % ± {spread(accuracies) or 0:.1f}",
+          f"{100 * mean(lambda p: p['conditional']):.1f} %" if "conditional" in points[0] else "",
+          f"{mean(lambda p: p['macs']):,.0f}",
+          f"{mean(lambda p: p['parameters']):,.0f}",
+        ]
+      )
+  return table(
+    [
+      "`target_sparsity`",
+      "`sparsity_by`",
+      "sparsity reached, ± over tasks",
+      "accuracy, ± over seeds",
+      "channels that vary",
+      "MACs per image",
+      "parameters",
+    ],
+    rows,
+  )
 
 
 def _bfloat16_table(figures):
-  return table(["compute", "accuracy of target tasks, by seed (%)", "mean (%)"], [
-      [dtype, ", ".join(f"{100 * value:.1f}" for value in values), f"{100 * np.mean(values):.1f}"]
-      for dtype, values in figures["accuracy"].items()])
+  return table(
+    ["compute", "accuracy of target tasks, by seed (%)", "mean (%)"],
+    [[dtype, ", ".join(f"{100 * value:.1f}" for value in values), f"{100 * np.mean(values):.1f}"] for dtype, values in figures["accuracy"].items()],
+  )

@@ -34,10 +34,21 @@ _CALIBRATION = 200  # train images at most that the ranges of integers come from
 _ROUND_OFF = 1e-4  # of the largest logit
 
 
-def deploy_run(workdir: str | Path, tasks: Sequence[int] | None = None, *, formats: Sequence[str] = ("tflite", "onnx"), threshold: float = 0.0,
-               always_on: bool = False, multiple: int = 8, batches: Sequence[int] = (1, 32), repeats: int = 200, samples: int = 64, page: bool = False,
-               data_dir: str | None = None,
-               log: Callable[[str], None] = print) -> dict[str, Any]:
+def deploy_run(
+  workdir: str | Path,
+  tasks: Sequence[int] | None = None,
+  *,
+  formats: Sequence[str] = ("tflite", "onnx"),
+  threshold: float = 0.0,
+  always_on: bool = False,
+  multiple: int = 8,
+  batches: Sequence[int] = (1, 32),
+  repeats: int = 200,
+  samples: int = 64,
+  page: bool = False,
+  data_dir: str | None = None,
+  log: Callable[[str], None] = print,
+) -> dict[str, Any]:
   """Writes files and model cards to the folder `deploy` of a run, and `deploy.json` beside its other records.
 
   "Dense" is the same meta-model fine-tuned at the same rate with all channels on, whose rate was not tuned for that.
@@ -70,17 +81,23 @@ def deploy_run(workdir: str | Path, tasks: Sequence[int] | None = None, *, forma
     raise ConfigError(f"repeats, samples, multiple and batches must be at least 1, got {repeats}, {samples}, {multiple} and {list(batches)}.")
   config, held = base_config(), records.read_config(workdir)
   if "learner" in held:
-    raise ConfigError(f"{workdir} is a few-shot run; its tasks are episodes, not devices. metagater_jax.deploy makes files of a network in your own code.")
+    raise ConfigError(
+      f"{workdir} is a few-shot run; its tasks are episodes, not devices. metagater_jax.deploy makes files of a network in your own code."
+    )
   config.update(held)
   config.personalizer = config.personalizer or registry.default_personalizer(config.algorithm, config.gated)
   config.data_dir = data_dir or config.data_dir
   if not config.gated and not registry.PERSONALIZERS[config.personalizer].prunes:
-    raise ConfigError(f"the run in {workdir} has no gates, and its personalizer '{config.personalizer}' makes no masks: there is nothing to cut out. "
-                      "Adapt its meta-model with one that prunes: experiments.run --config.meta_model=RUN --config.personalizer=static_channels "
-                      "--config.keep=conv3=0.5.")
+    raise ConfigError(
+      f"the run in {workdir} has no gates, and its personalizer '{config.personalizer}' makes no masks: there is nothing to cut out. "
+      "Adapt its meta-model with one that prunes: experiments.run --config.meta_model=RUN --config.personalizer=static_channels "
+      "--config.keep=conv3=0.5."
+    )
   if registry.PERSONALIZERS[config.personalizer].prunes and "channel" not in config.personalizer:
-    raise ConfigError(f"personalizer '{config.personalizer}' of the run in {workdir} removes single weights: no channel goes as a whole, so no file "
-                      "gets smaller or faster. Use one by channel.")
+    raise ConfigError(
+      f"personalizer '{config.personalizer}' of the run in {workdir} removes single weights: no channel goes as a whole, so no file "
+      "gets smaller or faster. Use one by channel."
+    )
   try:
     for name in formats:
       for package in RUNTIMES[name].packages if name in RUNTIMES else ():
@@ -94,16 +111,33 @@ def deploy_run(workdir: str | Path, tasks: Sequence[int] | None = None, *, forma
       raise ConfigError(f"task {task} is no target task of this run; they are {', '.join(map(str, targets))}.")
   folder = workdir / "deploy"
   folder.mkdir(exist_ok=True)
-  options = {"threshold": threshold, "always_on": always_on, "multiple": multiple, "batches": list(batches), "repeats": repeats, "samples": samples,
-             "formats": list(formats), "page": page}
+  options = {
+    "threshold": threshold,
+    "always_on": always_on,
+    "multiple": multiple,
+    "batches": list(batches),
+    "repeats": repeats,
+    "samples": samples,
+    "formats": list(formats),
+    "page": page,
+  }
   found = {}
   for task in tasks or targets:
     start = time.perf_counter()
     found[str(task)] = run.task(task, folder, options)
     log(_line(task, found[str(task)], time.perf_counter() - start))
-  content = {"run": run.name, "seed": config.seed, "personalizer": config.personalizer, "keep": config.keep,
-             "adapt_steps": config.adapt_steps, "trained_by": f"{config.algorithm}{', gated' if config.gated else ''}", "options": options,
-             "versions": records.versions() | versions_of(formats), "tasks": found, "mean": _mean(list(found.values()))}
+  content = {
+    "run": run.name,
+    "seed": config.seed,
+    "personalizer": config.personalizer,
+    "keep": config.keep,
+    "adapt_steps": config.adapt_steps,
+    "trained_by": f"{config.algorithm}{', gated' if config.gated else ''}",
+    "options": options,
+    "versions": records.versions() | versions_of(formats),
+    "tasks": found,
+    "mean": _mean(list(found.values())),
+  }
   records.write_json(workdir / "deploy.json", content)
   return content
 
@@ -115,8 +149,9 @@ class _Run:
     self.config, self.name = config, config.name
     self.dataset = load(config)
     self.tasks = make_tasks(config, self.dataset)
-    self.population = mg.make_population(self.dataset.images, np.asarray(self.dataset.labels), self.tasks.partition,
-                                         (config.pixel_mean, config.pixel_std), classes=self.dataset.classes)
+    self.population = mg.make_population(
+      self.dataset.images, np.asarray(self.dataset.labels), self.tasks.partition, (config.pixel_mean, config.pixel_std), classes=self.dataset.classes
+    )
     self.shape = tuple(self.dataset.images.shape[1:])
     self.network = registry.make_network(config, self.dataset.classes)
     self.model = jax.tree.map(jnp.asarray, records.load_model(workdir)[0])
@@ -125,26 +160,42 @@ class _Run:
     dense = mg.fine_tune(mg.classification_loss(self.plain), lr=config.adapt_lr, steps=config.adapt_steps, chunk=config.chunk)
     self.calibration = jax.jit(personalizer.calibrate)(self.model, self.population, jnp.asarray(self.tasks.calibration(config.calibration_tasks)))
     without_gates = mg.Model({**self.model.params, "gate": {}}, None if self.model.mask is None else {**self.model.mask, "gate": {}})
-    self._adapt = jax.jit(lambda task, calibration: (personalizer.adapt(self.model, self.population.train(task), calibration),
-                                                     dense.adapt(without_gates, self.population.train(task))))
+    self._adapt = jax.jit(
+      lambda task, calibration: (
+        personalizer.adapt(self.model, self.population.train(task), calibration),
+        dense.adapt(without_gates, self.population.train(task)),
+      )
+    )
     accuracy = lambda network: lambda model, task: mg.evaluate_task(network, model, self.population.test(task), chunk=config.chunk).accuracy
     self._accuracy_gated, self._accuracy_dense = jax.jit(accuracy(self.network)), jax.jit(accuracy(self.plain))
 
   def task(self, task, folder, options):
     adapted, dense = self._adapt(task, self.calibration)
     train, test = (_rows(data) for data in (self.population.train(task), self.population.test(task)))
-    kept = mg.deploy.kept_channels(self.network, adapted, self.shape, self.population.train(task) if self.config.gated else None,
-                                   threshold=options["threshold"], chunk=self.config.chunk)
-    small = mg.deploy.compact(self.network, adapted, self.shape, kept, drop_gates=options["always_on"],
-                              multiple=options.get("multiple", 1))
+    kept = mg.deploy.kept_channels(
+      self.network,
+      adapted,
+      self.shape,
+      self.population.train(task) if self.config.gated else None,
+      threshold=options["threshold"],
+      chunk=self.config.chunk,
+    )
+    small = mg.deploy.compact(self.network, adapted, self.shape, kept, drop_gates=options["always_on"], multiple=options.get("multiple", 1))
     networks = {"dense": (self.plain, {"backbone": dense.params["backbone"], "gate": {}}), "compact": (small.network, small.params)}
     own = {
-        "accuracy": {"gated" if self.config.gated else "masked": float(self._accuracy_gated(adapted, task)),
-                     "dense": float(self._accuracy_dense(dense, task)), "compact": _accuracy(networks["compact"], test)},
-        "macs": {name: self._macs(network) for name, (network, _) in networks.items()},
-        "parameters": {name: sum(int(leaf.size) for leaf in jax.tree.leaves(params)) for name, (_, params) in networks.items()},
-        "kept": {layer: len(numbers) for layer, numbers in small.kept.items()},
-        "bytes_by_format": {}, "latency_us": {}, "files": {}, "failed": {}}
+      "accuracy": {
+        "gated" if self.config.gated else "masked": float(self._accuracy_gated(adapted, task)),
+        "dense": float(self._accuracy_dense(dense, task)),
+        "compact": _accuracy(networks["compact"], test),
+      },
+      "macs": {name: self._macs(network) for name, (network, _) in networks.items()},
+      "parameters": {name: sum(int(leaf.size) for leaf in jax.tree.leaves(params)) for name, (_, params) in networks.items()},
+      "kept": {layer: len(numbers) for layer, numbers in small.kept.items()},
+      "bytes_by_format": {},
+      "latency_us": {},
+      "files": {},
+      "failed": {},
+    }
     classes = sorted({int(label) for label in train[1]})
     for name, (network, params) in networks.items():
       for form in options["formats"]:
@@ -176,7 +227,7 @@ class _Run:
       if form in READERS:
         run = READERS[form](content)
         found = run.logits(test[0][:_VERIFIED] if exact else test[0], batch)
-        difference = float(np.abs(found[:len(expected)] - expected).max() / np.abs(expected).max())
+        difference = float(np.abs(found[: len(expected)] - expected).max() / np.abs(expected).max())
         if exact and not difference < _ROUND_OFF:
           own["failed"][path.name] = f"differs from JAX by {difference:.1e} of the largest logit"
           path.unlink(missing_ok=True)
@@ -186,16 +237,32 @@ class _Run:
       path.write_bytes(content)
       own["files"][f"{label}.{form}"] = path.name
       own["bytes_by_format"].setdefault(form, {})["int8" if label == "compact_int8" else label] = len(content)
-      records.write_json(path.with_name(path.name + ".json"), {
-          "run": self.name, "seed": self.config.seed, "task": task, "classes": classes, "network": type(self.network.backbone).__name__,
-          "input": {"images": [batch if form == "tflite" else "batch", *self.shape],
-                    "preprocessing": f"({'value / 255' if self.dataset.images.dtype == np.uint8 else 'value'} - {self.config.pixel_mean}) / "
-                    f"{self.config.pixel_std}"},
-          "accuracy": own["accuracy"].get("int8" if label == "compact_int8" else label), "test_samples": len(test[0]), "train_samples": len(train[0]),
-          "kept_channels": own["kept"] if name == "compact" else {}, "macs": own["macs"][name], "parameters": own["parameters"][name],
-          "bytes": len(content), "verified": None if difference is None else
-          {"against": "JAX", "images": len(expected) if exact else len(test[0]), "largest_difference_relative": difference},
-          "versions": records.versions() | versions_of([form])})
+      records.write_json(
+        path.with_name(path.name + ".json"),
+        {
+          "run": self.name,
+          "seed": self.config.seed,
+          "task": task,
+          "classes": classes,
+          "network": type(self.network.backbone).__name__,
+          "input": {
+            "images": [batch if form == "tflite" else "batch", *self.shape],
+            "preprocessing": f"({'value / 255' if self.dataset.images.dtype == np.uint8 else 'value'} - {self.config.pixel_mean}) / "
+            f"{self.config.pixel_std}",
+          },
+          "accuracy": own["accuracy"].get("int8" if label == "compact_int8" else label),
+          "test_samples": len(test[0]),
+          "train_samples": len(train[0]),
+          "kept_channels": own["kept"] if name == "compact" else {},
+          "macs": own["macs"][name],
+          "parameters": own["parameters"][name],
+          "bytes": len(content),
+          "verified": None
+          if difference is None
+          else {"against": "JAX", "images": len(expected) if exact else len(test[0]), "largest_difference_relative": difference},
+          "versions": records.versions() | versions_of([form]),
+        },
+      )
 
   def _time(self, own, folder, networks, train, options):
     """Dense, compact and, where there is one, the compact one in integers, by turns."""
@@ -222,8 +289,17 @@ class _Run:
     whole = registry.make_personalizer(config, self.network, loss_of=mg.deploy.device_loss, microbatch=None)
     ways = {"dense": (lambda params, data: whole.adapt(mg.Model(params, self.model.mask), data).params, None)}
     if keep and config.gated:
-      budget = mg.deploy.within_budget(self.network, self.shape, keep, gate_lr=config.gate_adapt_lr, lr=config.adapt_lr, steps=config.adapt_steps,
-                                       gate_steps=config.gate_adapt_steps or config.adapt_steps, loss_of=mg.deploy.device_loss, chunk=config.chunk)
+      budget = mg.deploy.within_budget(
+        self.network,
+        self.shape,
+        keep,
+        gate_lr=config.gate_adapt_lr,
+        lr=config.adapt_lr,
+        steps=config.adapt_steps,
+        gate_steps=config.gate_adapt_steps or config.adapt_steps,
+        loss_of=mg.deploy.device_loss,
+        chunk=config.chunk,
+      )
       ways["restricted"] = (lambda params, data: budget.adapt(params, data)[0], budget.network)
     found = {}
     count = min(options["samples"], len(train[0]))
@@ -238,8 +314,12 @@ class _Run:
         path.write_bytes(content)
         with tempfile.TemporaryDirectory() as scratch:
           np.savez(Path(scratch) / "data.npz", images=train[0][:count], labels=train[1][:count], test_images=test[0], test_labels=test[1])
-          done = subprocess.run([sys.executable, _DEVICE / "adapt.py", path, Path(scratch) / "data.npz", "--save", Path(scratch) / "adapted.npz"],
-                                capture_output=True, text=True, check=False)
+          done = subprocess.run(
+            [sys.executable, _DEVICE / "adapt.py", path, Path(scratch) / "data.npz", "--save", Path(scratch) / "adapted.npz"],
+            capture_output=True,
+            text=True,
+            check=False,
+          )
           if done.returncode:
             raise NotImplementedError(f"LiteRT cannot run it: {' '.join(done.stderr.strip().splitlines()[-2:])}")
           adapted = dict(np.load(Path(scratch) / "adapted.npz"))
@@ -256,20 +336,33 @@ class _Run:
     first = found.get("restricted", found["dense"])
     return {**({} if "failed" in first else {"ms": first["ms"], "max_difference": first["max_difference"]}), **found}
 
-
   def _page(self, task, folder, train, test, classes, options):
     """A folder that a web server shows: the page of examples/device/page, with this task's model and samples."""
     page = folder / f"page-{task}"
     shutil.copytree(_DEVICE / "page", page, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
     shutil.copyfile(folder / f"task-{task}-adapt.tflite", page / "model.tflite")
-    part = lambda rows, count: {"images": base64.b64encode(np.ascontiguousarray(rows[0][:count], "<f4").tobytes()).decode(),
-                                "labels": rows[1][:count].tolist()}
-    records.write_json(page / "data.json", {"title": f"{self.name}, task {task}", "classes": classes, "shape": list(self.shape),
-                                            "samples": options["samples"], "train": part(train, options["samples"]), "test": part(test, _SHOWN)})
+    part = lambda rows, count: {
+      "images": base64.b64encode(np.ascontiguousarray(rows[0][:count], "<f4").tobytes()).decode(),
+      "labels": rows[1][:count].tolist(),
+    }
+    records.write_json(
+      page / "data.json",
+      {
+        "title": f"{self.name}, task {task}",
+        "classes": classes,
+        "shape": list(self.shape),
+        "samples": options["samples"],
+        "train": part(train, options["samples"]),
+        "test": part(test, _SHOWN),
+      },
+    )
 
 
-_WRITERS = {"tflite": lambda signature: mg.deploy.to_tflite({"infer": signature}), "onnx": lambda signature: mg.deploy.to_onnx(signature),
-            "stablehlo": lambda signature: mg.deploy.to_stablehlo(signature)}
+_WRITERS = {
+  "tflite": lambda signature: mg.deploy.to_tflite({"infer": signature}),
+  "onnx": lambda signature: mg.deploy.to_onnx(signature),
+  "stablehlo": lambda signature: mg.deploy.to_stablehlo(signature),
+}
 
 
 def _rows(data):
@@ -296,10 +389,12 @@ def _accuracy(network_and_params, test):
 
 def _mean(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """Of every number that all tasks have, at the same place."""
+
   def mean(values):
     if all(isinstance(value, dict) for value in values):
       return {key: mean([value[key] for value in values]) for key in values[0] if all(key in value for value in values)}
     return float(np.mean(values)) if all(isinstance(value, int | float) for value in values) else None
+
   return {key: mean([task[key] for task in tasks]) for key in tasks[0] if key not in ("files", "failed") and all(key in task for task in tasks)}
 
 

@@ -15,8 +15,9 @@ from experiments.config import ConfigError
 __all__ = ["join", "roll_call"]
 
 
-def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None, *,
-         environment: bool = False, timeout: int = 300) -> None:
+def join(
+  coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None, *, environment: bool = False, timeout: int = 300
+) -> None:
   """Makes this process one of several; without arguments it stays alone. To be called before anything is computed.
 
   Args:
@@ -32,23 +33,25 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
   given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
   if environment:
     if any(value is not None for value in given.values()):
-      raise ConfigError("--distributed takes coordinator, num_processes and process_id from the environment; give either that "
-                        "or these flags.")
+      raise ConfigError("--distributed takes coordinator, num_processes and process_id from the environment; give either that or these flags.")
     try:
       jax.distributed.initialize(initialization_timeout=timeout)
     except (ValueError, RuntimeError) as error:
-      raise ConfigError("--distributed found no TPU pod, SLURM or MPI environment to join "
-                        f"({str(error).splitlines()[0]}); give --coordinator, --num_processes and --process_id.") from error
+      raise ConfigError(
+        "--distributed found no TPU pod, SLURM or MPI environment to join "
+        f"({str(error).splitlines()[0]}); give --coordinator, --num_processes and --process_id."
+      ) from error
     return
   missing = [f"--{name}" for name, value in given.items() if value is None]
   if len(missing) == len(given):
     return
   if missing:
-    raise ConfigError(f"a run on several processes needs --coordinator, --num_processes and --process_id; {', '.join(missing)} "
-                      f"{'is' if len(missing) == 1 else 'are'} missing.")
+    raise ConfigError(
+      f"a run on several processes needs --coordinator, --num_processes and --process_id; {', '.join(missing)} "
+      f"{'is' if len(missing) == 1 else 'are'} missing."
+    )
   if num_processes < 1 or not 0 <= process_id < num_processes:
-    raise ConfigError(f"process_id must lie in 0 ... num_processes - 1, got process_id={process_id} and "
-                      f"num_processes={num_processes}.")
+    raise ConfigError(f"process_id must lie in 0 ... num_processes - 1, got process_id={process_id} and num_processes={num_processes}.")
   roll_call(coordinator, num_processes, process_id, timeout)
   jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=timeout)
 
@@ -74,8 +77,10 @@ def _hear_all(address, num_processes, _, deadline, timeout):
   try:
     listener = socket.create_server(("", address[1]), backlog=num_processes)
   except OSError as error:
-    raise ConfigError(f"process 0 cannot listen on port {address[1]} of --coordinator={address[0]}:{address[1]}: "
-                      f"{os.strerror(error.errno) if error.errno else error}. Choose a port that is free.") from error
+    raise ConfigError(
+      f"process 0 cannot listen on port {address[1]} of --coordinator={address[0]}:{address[1]}: "
+      f"{os.strerror(error.errno) if error.errno else error}. Choose a port that is free."
+    ) from error
   try:
     with listener:
       while len(heard) < num_processes - 1:
@@ -84,9 +89,11 @@ def _hear_all(address, num_processes, _, deadline, timeout):
           connection, _ = listener.accept()
         except TimeoutError:
           absent = sorted(set(range(1, num_processes)) - set(heard))
-          raise ConfigError(f"{num_processes - len(absent)} of {num_processes} processes came within {timeout:g} s; missing: "
-                            f"process_id {', '.join(map(str, absent))}. Start them with --coordinator={address[0]}:{address[1]} "
-                            f"--num_processes={num_processes}, and see that they reach that address.") from None
+          raise ConfigError(
+            f"{num_processes - len(absent)} of {num_processes} processes came within {timeout:g} s; missing: "
+            f"process_id {', '.join(map(str, absent))}. Start them with --coordinator={address[0]}:{address[1]} "
+            f"--num_processes={num_processes}, and see that they reach that address."
+          ) from None
         connection.settimeout(5)
         try:
           number, count = map(int, connection.makefile().readline().split())
@@ -94,8 +101,7 @@ def _hear_all(address, num_processes, _, deadline, timeout):
           connection.close()
           continue
         if count != num_processes or number in heard:
-          wrong = (f"says num_processes is {count}, here it is {num_processes}" if count != num_processes
-                   else "came twice")
+          wrong = f"says num_processes is {count}, here it is {num_processes}" if count != num_processes else "came twice"
           connection.sendall(f"process {number} {wrong}.\n".encode())
           connection.close()
           raise ConfigError(f"process {number} {wrong}.")
@@ -124,7 +130,9 @@ def _report(address, num_processes, process_id, deadline, timeout):
     if answer:
       raise ConfigError(answer)
     if time.monotonic() >= deadline:
-      raise ConfigError(f"process {process_id} did not get a go from the coordinator {address[0]}:{address[1]} within "
-                        f"{timeout:g} s: process 0 is not there, cannot be reached, or is missing another process (it says "
-                        "which).")
+      raise ConfigError(
+        f"process {process_id} did not get a go from the coordinator {address[0]}:{address[1]} within "
+        f"{timeout:g} s: process 0 is not there, cannot be reached, or is missing another process (it says "
+        "which)."
+      )
     time.sleep(0.2)

@@ -27,8 +27,13 @@ from metagater_jax.federated.host_tasks import TaskStore
 __all__ = ["Tasks", "load", "make_tasks", "run_seeds"]
 
 
-def run_seeds(config: ConfigDict, workdirs: Mapping[int, str | Path], dataset: Dataset | None = None, quiet: bool = False,
-              by_seed: Mapping[int, Mapping[str, str]] | None = None) -> dict[int, "dict[str, Any] | DivergedError | NotSavedError"]:
+def run_seeds(
+  config: ConfigDict,
+  workdirs: Mapping[int, str | Path],
+  dataset: Dataset | None = None,
+  quiet: bool = False,
+  by_seed: Mapping[int, Mapping[str, str]] | None = None,
+) -> dict[int, "dict[str, Any] | DivergedError | NotSavedError"]:
   """Meta-trains on the training tasks of a config, adapts to its target tasks, and records everything in the workdirs, by seed.
 
   There is one compilation for all seeds. The data is loaded once, and the seeds' tasks are padded to one shape. With `config.seed_axis` "vmap"
@@ -87,7 +92,7 @@ def _run_seeds(configs, workdirs, dataset, quiet, mesh, together, streamed, star
   if streamed:
     experiment.check_memory([(tasks[seed], data[seed]) for seed in seeds])
   results = {}
-  for group in ([seeds] if together else [[seed] for seed in seeds]):
+  for group in [seeds] if together else [[seed] for seed in seeds]:
     members = [_Member(configs[seed], workdirs[seed], tasks[seed], data[seed], *given[seed]) for seed in group]
     if jax.process_index() == 0:
       for member in members:
@@ -125,10 +130,17 @@ class _Member(NamedTuple):
     self.workdir.mkdir(parents=True, exist_ok=True)
     records.write_json(self.workdir / "config.json", json.loads(self.config.to_json_best_effort()))
     partition = self.tasks.partition
-    records.write_json(self.workdir / "partition.json", {
-        "dataset": dataset.name, "samples": len(dataset.labels), "training_tasks": self.tasks.training.tolist(),
-        "validation_tasks": self.tasks.validation.tolist(), "target_tasks": self.tasks.target.tolist()},
-        tasks=({"train": train.tolist(), "test": test.tolist()} for train, test in zip(partition.train, partition.test)))
+    records.write_json(
+      self.workdir / "partition.json",
+      {
+        "dataset": dataset.name,
+        "samples": len(dataset.labels),
+        "training_tasks": self.tasks.training.tolist(),
+        "validation_tasks": self.tasks.validation.tolist(),
+        "target_tasks": self.tasks.target.tolist(),
+      },
+      tasks=({"train": train.tolist(), "test": test.tolist()} for train, test in zip(partition.train, partition.test)),
+    )
 
 
 class _Experiment:
@@ -142,19 +154,26 @@ class _Experiment:
     self.personalizer = registry.make_personalizer(config, self.network)
     self.image_shape = dataset.images.shape[1:]
     self.layers = self.network.layers(self.image_shape)
-    train = partial(mg.run_rounds, self.algorithm, cohort=config.cohort, batch_size=config.batch_size,
-                    weighted=config.weighted, task_axis=registry.train_axis(config, self.network, self.algorithm))
+    train = partial(
+      mg.run_rounds,
+      self.algorithm,
+      cohort=config.cohort,
+      batch_size=config.batch_size,
+      weighted=config.weighted,
+      task_axis=registry.train_axis(config, self.network, self.algorithm),
+    )
     options = {"compiler_options": compiler_options(small=self.network.small)}
     self._train = Compiled(clock, "train", train, donate_argnums=0, **options)
     evaluate = placement.evaluate_function(self.algorithm.deploy, self.personalizer, self.network, config)
     self._evaluate = Compiled(clock, "evaluate", evaluate, **options)
-    self._train_streamed = Compiled(clock, "train", placement.train_function(self.algorithm, self.network, config, mesh),
-                                    donate_argnums=0, **options)
-    self._evaluate_streamed = Compiled(clock, "evaluate", placement.evaluate_function(
-        self.algorithm.deploy, self.personalizer, self.network, config, mesh), **options)
+    self._train_streamed = Compiled(clock, "train", placement.train_function(self.algorithm, self.network, config, mesh), donate_argnums=0, **options)
+    self._evaluate_streamed = Compiled(
+      clock, "evaluate", placement.evaluate_function(self.algorithm.deploy, self.personalizer, self.network, config, mesh), **options
+    )
     axes = _STACKED_POPULATION
-    self._train_together = Compiled(clock, "train", lambda *arguments, **static: jax.vmap(
-        partial(train, **static), in_axes=(0, axes, 0))(*arguments), donate_argnums=0, **options)
+    self._train_together = Compiled(
+      clock, "train", lambda *arguments, **static: jax.vmap(partial(train, **static), in_axes=(0, axes, 0))(*arguments), donate_argnums=0, **options
+    )
     self._evaluate_together = Compiled(clock, "evaluate", jax.vmap(evaluate, in_axes=(0, axes, 0, 0, axes, 0)), **options)
     self._adapt = Compiled(clock, "evaluate", self.personalizer.adapt, **options)
 
@@ -170,19 +189,24 @@ class _Experiment:
       shapes = lambda tree: {name: leaf.shape for name, leaf in named_leaves(tree).items()}
       held, wanted = shapes(model.params), shapes(jax.eval_shape(lambda key: self.network.init(key, self.image_shape), jax.random.key(0)))
       if differing := sorted(name for name in held.keys() | wanted.keys() if held.get(name) != wanted.get(name)):
-        raise ConfigError(f"the model in {config.meta_model} is of another network: {differing[0]} is {held.get(differing[0])} there and "
-                          f"{wanted.get(differing[0])} here. Give the config of that run's network (model, widths, gated, gated_layers).")
+        raise ConfigError(
+          f"the model in {config.meta_model} is of another network: {differing[0]} is {held.get(differing[0])} there and "
+          f"{wanted.get(differing[0])} here. Give the config of that run's network (model, widths, gated, gated_layers)."
+        )
       model = jax.tree.map(jnp.asarray, model)
     if config.sparsity_of is not None:
       reached = records.read_result(config.sparsity_of)["sparsity"]
       other = base_config().to_dict() | records.read_config(config.sparsity_of)  # a field that is newer than the run had its default
       own = json.loads(config.to_json_best_effort())
       if differing := [field for field in _TASK_FIELDS if other.get(field) != own[field]]:
-        raise ConfigError(f"sparsity_of is {config.sparsity_of}, a run of other tasks: {differing[0]} is {other.get(differing[0])} there and "
-                          f"{own[differing[0]]} here.")
+        raise ConfigError(
+          f"sparsity_of is {config.sparsity_of}, a run of other tasks: {differing[0]} is {other.get(differing[0])} there and "
+          f"{own[differing[0]]} here."
+        )
       if reached is None:
-        raise ConfigError(f"sparsity_of is {config.sparsity_of}, whose targets have no sparsity: it has neither gates nor a personalizer that "
-                          "prunes.")
+        raise ConfigError(
+          f"sparsity_of is {config.sparsity_of}, whose targets have no sparsity: it has neither gates nor a personalizer that prunes."
+        )
       sparsity = np.asarray(reached["per_task"], np.float32)
     return model, sparsity
 
@@ -190,27 +214,35 @@ class _Experiment:
     """Raises a ConfigError, before anything is compiled, where the tasks of a seed do not fit in `memory_mb`."""
     for tasks, store in tasks_and_stores:
       evaluated = [*tasks.calibration(self.config.calibration_tasks), *tasks.target]
-      self.rounds_per_dispatch = min(self.rounds_per_dispatch, placement.check_memory(
-          self.config, store, self.algorithm.draws, self.mesh, evaluated))
+      self.rounds_per_dispatch = min(self.rounds_per_dispatch, placement.check_memory(self.config, store, self.algorithm.draws, self.mesh, evaluated))
 
   def run(self, members, quiet, start):
     """Trains and evaluates the seeds of `members`, together if there are several; results or errors by seed."""
     config, clock, several = self.config, self.clock, len(members) > 1
-    states = [mg.federated_init(self.algorithm, self.network.init(init_key, self.image_shape) if m.model is None else m.model, run_key)
-              for m, (init_key, run_key) in ((m, jax.random.split(jax.random.key(m.config.seed))) for m in members)]
+    states = [
+      mg.federated_init(self.algorithm, self.network.init(init_key, self.image_shape) if m.model is None else m.model, run_key)
+      for m, (init_key, run_key) in ((m, jax.random.split(jax.random.key(m.config.seed))) for m in members)
+    ]
     rounds = 0 if config.meta_model else config.rounds
     blocks = dispatches(rounds, config.eval_every, self.rounds_per_dispatch)
-    numbers = [np.stack(part) for part in zip(*((m.tasks.training, m.tasks.calibration(config.calibration_tasks),
-                                                 m.tasks.target) for m in members))]
+    numbers = [np.stack(part) for part in zip(*((m.tasks.training, m.tasks.calibration(config.calibration_tasks), m.tasks.target) for m in members))]
     if isinstance(members[0].data, TaskStore):
-      tasks = placement.Streamed(config, self.algorithm, states[0], members[0].data, *(n[0] for n in numbers), blocks,
-                                 self._train_streamed, self._evaluate_streamed, self.mesh)
+      tasks = placement.Streamed(
+        config, self.algorithm, states[0], members[0].data, *(n[0] for n in numbers), blocks, self._train_streamed, self._evaluate_streamed, self.mesh
+      )
     elif several:
-      tasks = placement.Resident(jax.tree.map(lambda *x: jnp.stack(x), *states), _stack([m.data for m in members]),
-                                 *map(jnp.asarray, numbers), self._train_together, self._evaluate_together, stacked=True)
+      tasks = placement.Resident(
+        jax.tree.map(lambda *x: jnp.stack(x), *states),
+        _stack([m.data for m in members]),
+        *map(jnp.asarray, numbers),
+        self._train_together,
+        self._evaluate_together,
+        stacked=True,
+      )
     else:
-      tasks = placement.Resident(states[0], members[0].data, *(jnp.asarray(n[0]) for n in numbers), self._train,
-                                 self._evaluate, stacked=False, given=members[0].sparsity)
+      tasks = placement.Resident(
+        states[0], members[0].data, *(jnp.asarray(n[0]) for n in numbers), self._train, self._evaluate, stacked=False, given=members[0].sparsity
+      )
 
     writers = [records.MetricsWriter(m.workdir) for m in members] if jax.process_index() == 0 else []
     rows, errors, round_ms, done = [[] for _ in members], {}, [], 0
@@ -234,14 +266,18 @@ class _Experiment:
         calibration, before, after = tasks.evaluate()
         for i in range(len(members)):
           if i not in errors:
-            rows[i].append(_row(done, losses[i], *jax.tree.map(lambda x, i=i: x[i], (before, after)), config.gated)
-                           | {"pruned": self._pruned(self.algorithm.deploy(tasks.server(i)))})
+            rows[i].append(
+              _row(done, losses[i], *jax.tree.map(lambda x, i=i: x[i], (before, after)), config.gated)
+              | {"pruned": self._pruned(self.algorithm.deploy(tasks.server(i)))}
+            )
         for i, writer in enumerate(writers):
           if i not in errors:
             writer.write(rows[i][-1])
         shown = [row[-1] for i, row in enumerate(rows) if i not in errors]
-        progress.show(accuracy=np.mean([row["accuracy_mean"] for row in shown]),
-                      sparsity=np.mean([row["sparsity_mean"] for row in shown]) if config.gated else None)
+        progress.show(
+          accuracy=np.mean([row["accuracy_mean"] for row in shown]),
+          sparsity=np.mean([row["sparsity_mean"] for row in shown]) if config.gated else None,
+        )
       progress.advance(count, evaluated)
     progress.close()
     tasks.close()
@@ -256,8 +292,12 @@ class _Experiment:
       learning = self._learning_seconds(model, tasks, i, member.tasks.target, own, member.sparsity is not None)
       seconds = {name: value / len(members) for name, value in clock.seconds.items()}
       seconds["total"] = (time.perf_counter() - start) / len(members)
-      times = {"round_ms": float(np.median(round_ms)) if round_ms else None, "learning_seconds": learning, "seconds": seconds,
-               "seeds_together": len(members)}
+      times = {
+        "round_ms": float(np.median(round_ms)) if round_ms else None,
+        "learning_seconds": learning,
+        "seconds": seconds,
+        "seeds_together": len(members),
+      }
       try:
         results[seed] = self._finish(member, model, own, *jax.tree.map(lambda x, i=i: x[i], (before, after)), times)
       except NotSavedError as error:
@@ -296,24 +336,33 @@ class _Experiment:
     threshold = {"threshold": calibration} if learned else {}
     on_rate = after.on_rate or {layer: kept > 0 for layer, kept in after.kept.items()}
     result = {
-        "name": config.name, "algorithm": config.algorithm, "gated": config.gated, "personalizer": config.personalizer, "seed": config.seed,
-        "rounds": rounds, "local_steps": config.local_steps, "meta_model": config.meta_model, "target_labels": target_labels,
-        "target_tasks": targets.tolist(), "target_train_samples": [len(partition.train[task]) for task in targets],
-        "accuracy": records.summary(after.accuracy),
-        "accuracy_before_adaptation": records.summary(before.accuracy),
-        "sparsity": records.summary(after.sparsity) if config.gated else removed,
-        "sparsity_before_adaptation": records.summary(before.sparsity) if config.gated else None,
-        "on_rate": {layer: np.round(rate.astype(np.float32), 3).tolist() for layer, rate in on_rate.items()},
-        "macs": {"dense": dense_macs, "effective": left["macs"],
-                 "gated": float(after.macs.mean()) if config.gated else self._channel_macs(after.kept)},
-        "parameters": {"dense": dense_parameters, "gated": float(after.parameters.mean()) if config.gated else None},
-        "pruned": pruned, "parameters_kept": left["kept"], "parameters_effective": left["effective"],
-        "gate_threshold": float(calibration) if threshold else None,
-        # The fraction of gated channels that are neither on nor off for all of a target's test images, see `personalize.conditional`.
-        "conditional": records.summary(np.asarray(mg.personalize.conditional(after.on_rate))) if config.gated else None,
-        "gates": {"before": gates_of(before), "after": gates_of(after)} if config.gated else None,
-        **times,
-        "versions": records.versions() | {"devices": jax.device_count() if self.mesh is None else self.mesh.size},
+      "name": config.name,
+      "algorithm": config.algorithm,
+      "gated": config.gated,
+      "personalizer": config.personalizer,
+      "seed": config.seed,
+      "rounds": rounds,
+      "local_steps": config.local_steps,
+      "meta_model": config.meta_model,
+      "target_labels": target_labels,
+      "target_tasks": targets.tolist(),
+      "target_train_samples": [len(partition.train[task]) for task in targets],
+      "accuracy": records.summary(after.accuracy),
+      "accuracy_before_adaptation": records.summary(before.accuracy),
+      "sparsity": records.summary(after.sparsity) if config.gated else removed,
+      "sparsity_before_adaptation": records.summary(before.sparsity) if config.gated else None,
+      "on_rate": {layer: np.round(rate.astype(np.float32), 3).tolist() for layer, rate in on_rate.items()},
+      "macs": {"dense": dense_macs, "effective": left["macs"], "gated": float(after.macs.mean()) if config.gated else self._channel_macs(after.kept)},
+      "parameters": {"dense": dense_parameters, "gated": float(after.parameters.mean()) if config.gated else None},
+      "pruned": pruned,
+      "parameters_kept": left["kept"],
+      "parameters_effective": left["effective"],
+      "gate_threshold": float(calibration) if threshold else None,
+      # The fraction of gated channels that are neither on nor off for all of a target's test images, see `personalize.conditional`.
+      "conditional": records.summary(np.asarray(mg.personalize.conditional(after.on_rate))) if config.gated else None,
+      "gates": {"before": gates_of(before), "after": gates_of(after)} if config.gated else None,
+      **times,
+      "versions": records.versions() | {"devices": jax.device_count() if self.mesh is None else self.mesh.size},
     }
     if jax.process_index() > 0:
       return result
@@ -335,19 +384,36 @@ def _removed(metrics):
 
 
 # Fields that the tasks of a config, and which of them are targets, are a function of.
-_TASK_FIELDS = ("dataset", "seed", "tuning_fraction", "partition", "tasks", "target_tasks", "validation_tasks", "target_tasks_seen", "labels_per_task",
-                "cyclic_labels", "size_range", "fill", "test_fraction", "concentration")
+_TASK_FIELDS = (
+  "dataset",
+  "seed",
+  "tuning_fraction",
+  "partition",
+  "tasks",
+  "target_tasks",
+  "validation_tasks",
+  "target_tasks_seen",
+  "labels_per_task",
+  "cyclic_labels",
+  "size_range",
+  "fill",
+  "test_fraction",
+  "concentration",
+)
 
 # In the place of an algorithm where the meta-model is given: the server's state is the model, and there are no rounds.
-_GIVEN = mg.federated.FederatedAlgorithm(init=lambda model: model, broadcast=lambda model: model, client_update=None, server_update=None,
-                                         deploy=lambda model: model)
+_GIVEN = mg.federated.FederatedAlgorithm(
+  init=lambda model: model, broadcast=lambda model: model, client_update=None, server_update=None, deploy=lambda model: model
+)
 
 
 def _diverged(config, member, loss, done):
   lower = ", ".join(f"{field} (now {config[field]:g})" for field in ("beta", "local_lr", "server_lr") if config[field])
-  return DivergedError(f"the loss is {loss} after round {done}: meta-training diverged. Lower {lower}"
-                       f"{', or set gamma=plain' if config.gamma not in (None, 'plain') else ''}. What was computed until then "
-                       f"is in {member.workdir}.")
+  return DivergedError(
+    f"the loss is {loss} after round {done}: meta-training diverged. Lower {lower}"
+    f"{', or set gamma=plain' if config.gamma not in (None, 'plain') else ''}. What was computed until then "
+    f"is in {member.workdir}."
+  )
 
 
 # Axes of a population in which the seeds' tasks are stacked and their pool of images is shared.
@@ -356,8 +422,7 @@ _STACKED_POPULATION = mg.data.Population(None, None, 0, 0, 0, 0, None)
 
 def _stack(populations):
   indexed = [(p.train_index, p.train_count, p.test_index, p.test_count) for p in populations]
-  return populations[0]._replace(**dict(zip(("train_index", "train_count", "test_index", "test_count"),
-                                            map(jnp.stack, zip(*indexed)))))
+  return populations[0]._replace(**dict(zip(("train_index", "train_count", "test_index", "test_count"), map(jnp.stack, zip(*indexed)))))
 
 
 def load(config: ConfigDict, dataset: Dataset | None = None) -> Dataset:
@@ -388,12 +453,15 @@ def make_tasks(config: ConfigDict, dataset: Dataset, tuning: bool = False) -> Ta
   try:
     partition = registry.make_partition(config, dataset, tuning)
     if len(partition) == config.tasks:
-      return Tasks(partition, *mg.data.split_tasks(config.tasks, config.target_tasks, config.seed, seen=config.target_tasks_seen,
-                                              validation=config.validation_tasks))
+      return Tasks(
+        partition,
+        *mg.data.split_tasks(config.tasks, config.target_tasks, config.seed, seen=config.target_tasks_seen, validation=config.validation_tasks),
+      )
     # Natural tasks, of which fewer are for tuning: as large a part is held out, and as nothing is a target there, all of that is for validation.
     share = lambda count: max(1, round(count * len(partition) / config.tasks))
-    training, validation, target = mg.data.split_tasks(len(partition), share(config.target_tasks), config.seed,
-                                                       validation=share(config.validation_tasks))
+    training, validation, target = mg.data.split_tasks(
+      len(partition), share(config.target_tasks), config.seed, validation=share(config.validation_tasks)
+    )
     return Tasks(partition, training, np.sort(np.concatenate([validation, target])), target)
   except ValueError as error:  # of the partitioner, whose messages name the config's fields
     raise ConfigError(str(error)) from error
@@ -404,9 +472,11 @@ def _row(round_, loss, before, after, gated):
   row = {"round": round_, "train_loss": loss}
   for name, array in values.items():
     row |= {f"{name}_mean": float(array.mean()), f"{name}_std": spread(array)}
-  row |= {"target_loss": float(after.loss.mean()),
-          "sparsity_mean": float(after.sparsity.mean()) if gated else None,
-          "sparsity_std": spread(after.sparsity) if gated else None,
-          "sparsity_before_mean": float(before.sparsity.mean()) if gated else None,
-          "conditional_mean": float(np.mean(mg.personalize.conditional(after.on_rate))) if gated else None}
+  row |= {
+    "target_loss": float(after.loss.mean()),
+    "sparsity_mean": float(after.sparsity.mean()) if gated else None,
+    "sparsity_std": spread(after.sparsity) if gated else None,
+    "sparsity_before_mean": float(before.sparsity.mean()) if gated else None,
+    "conditional_mean": float(np.mean(mg.personalize.conditional(after.on_rate))) if gated else None,
+  }
   return row

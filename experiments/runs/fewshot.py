@@ -23,11 +23,45 @@ from metagater_jax.core.trees import named_leaves
 __all__ = ["SETTINGS", "FewShot", "load_splits", "run"]
 
 # Fields on which the numbers of a run depend; they are in its result, and tell runs apart where several are recorded.
-SETTINGS = ("name", "dataset", "alphabets", "learner", "derivative", "model", "widths", "ways", "shots", "queries", "train_queries",
-            "augment", "inner_lr", "inner_steps", "learn_rates", "test_inner_steps", "outer_lr", "episodes", "steps", "seed", "prune",
-            "personalizer", "gated_layers", "gate_hidden", "gate_temperature", "gate_initial_log_odds", "gate_logit_scale", "gate_noise",
-            "gate_normalize", "compute_dtype", "adapt_lr", "adapt_steps", "gate_adapt_lr", "gate_adapt_temperature", "target_sparsity", "sparsity_by",
-            "gate_frozen")
+SETTINGS = (
+  "name",
+  "dataset",
+  "alphabets",
+  "learner",
+  "derivative",
+  "model",
+  "widths",
+  "ways",
+  "shots",
+  "queries",
+  "train_queries",
+  "augment",
+  "inner_lr",
+  "inner_steps",
+  "learn_rates",
+  "test_inner_steps",
+  "outer_lr",
+  "episodes",
+  "steps",
+  "seed",
+  "prune",
+  "personalizer",
+  "gated_layers",
+  "gate_hidden",
+  "gate_temperature",
+  "gate_initial_log_odds",
+  "gate_logit_scale",
+  "gate_noise",
+  "gate_normalize",
+  "compute_dtype",
+  "adapt_lr",
+  "adapt_steps",
+  "gate_adapt_lr",
+  "gate_adapt_temperature",
+  "target_sparsity",
+  "sparsity_by",
+  "gate_frozen",
+)
 
 Splits = dict[str, mg.fewshot.ClassPool]
 
@@ -63,8 +97,13 @@ def _run(config, workdir, splits, quiet, start):
 
   def evaluated(state, loss):
     before, after = experiment.evaluate(state, "validation", config.validation_episodes)
-    row = {"step": int(state.step), "train_loss": loss, "accuracy_before": float(before.mean()), "accuracy": float(after.mean()),
-           "sparsity": experiment.sparsity(state)}
+    row = {
+      "step": int(state.step),
+      "train_loss": loss,
+      "accuracy_before": float(before.mean()),
+      "accuracy": float(after.mean()),
+      "sparsity": experiment.sparsity(state),
+    }
     writer.write(row)
     progress.show(loss=loss, accuracy=row["accuracy"], sparsity=row["sparsity"] if config.prune.sparsity else None)
 
@@ -76,17 +115,28 @@ def _run(config, workdir, splits, quiet, start):
     progress.close()
   before, after = experiment.evaluate(state, "test", config.test_episodes)
   seconds = experiment.clock.seconds | {"total": time.perf_counter() - start}
-  settings = config.to_dict() | {"widths": list(experiment.network.backbone.widths), "alphabets": list(config.alphabets),
-                                 "gated_layers": list(config.gated_layers)}
+  settings = config.to_dict() | {
+    "widths": list(experiment.network.backbone.widths),
+    "alphabets": list(config.alphabets),
+    "gated_layers": list(config.gated_layers),
+  }
   result = {name: settings[name] for name in SETTINGS}
-  result |= {"accuracy": interval(after), "accuracy_before_adaptation": interval(before),
-             "sparsity": experiment.sparsity(state), "sparsity_by_layer": experiment.sparsity_by_layer(state),
-             **experiment.cost(state), "episodes_per_second": experiment.episodes_per_second(),
-             "compile_seconds": seconds["compile"], "seconds": seconds, "versions": records.versions(),
-             "devices": [device.device_kind for device in jax.devices()]}
+  result |= {
+    "accuracy": interval(after),
+    "accuracy_before_adaptation": interval(before),
+    "sparsity": experiment.sparsity(state),
+    "sparsity_by_layer": experiment.sparsity_by_layer(state),
+    **experiment.cost(state),
+    "episodes_per_second": experiment.episodes_per_second(),
+    "compile_seconds": seconds["compile"],
+    "seconds": seconds,
+    "versions": records.versions(),
+    "devices": [device.device_kind for device in jax.devices()],
+  }
   pruning = mg.pruning.find_pruning(state.optimizer)
-  records.save_run(workdir, mg.Model(state.params, None if pruning is None else pruning.mask), result, episodes={
-      "accuracy_before": before, "accuracy": after})  # of the same episodes in each run: what another run is paired with
+  records.save_run(
+    workdir, mg.Model(state.params, None if pruning is None else pruning.mask), result, episodes={"accuracy_before": before, "accuracy": after}
+  )  # of the same episodes in each run: what another run is paired with
   return result
 
 
@@ -102,8 +152,9 @@ class FewShot:
       try:
         mg.fewshot.check_episodes(pool, ways=config.ways, shots=config.shots, queries=max(config.queries, config.train_queries))
       except ValueError as error:
-        raise ConfigError(f"ways={config.ways}, shots={config.shots}, queries={config.queries}, train_queries={config.train_queries}: "
-                          f"{error}") from error
+        raise ConfigError(
+          f"ways={config.ways}, shots={config.shots}, queries={config.queries}, train_queries={config.train_queries}: {error}"
+        ) from error
     self.mesh = placement.make_mesh(config)
     self.network = make_network(config)
     self.image_shape = self.splits["train"].images.shape[1:]
@@ -115,16 +166,27 @@ class FewShot:
     self.sample = partial(_sample, augmented=config.augment, queries=config.train_queries, **numbers)
     tested = partial(_sample, augmented=False, queries=config.queries, **numbers)
     own = config.personalizer == INNER_LOOP
-    personalizer = (make_learner(config, loss, self.network, config.test_inner_steps).personalizer if own else
-                    registry.make_personalizer(config, self.network))
+    personalizer = (
+      make_learner(config, loss, self.network, config.test_inner_steps).personalizer if own else registry.make_personalizer(config, self.network)
+    )
     self._options = {"compiler_options": compiler_options(self.network.small)}
     logits = lambda params, images: self.network.apply(params, images)[0]
 
     def evaluate(meta_params, key, pool, mask, episodes):
       model, rates = self.learner.deploy(meta_params, mask)
-      return mg.fewshot.evaluate_episodes(personalizer, logits, tested, model, key, pool, episodes=episodes,
-                                          calibration=rates if own else personalizer.calibrate(model, None, None),
-                                          task_axis=config.task_axis, mesh=self.mesh)
+      return mg.fewshot.evaluate_episodes(
+        personalizer,
+        logits,
+        tested,
+        model,
+        key,
+        pool,
+        episodes=episodes,
+        calibration=rates if own else personalizer.calibrate(model, None, None),
+        task_axis=config.task_axis,
+        mesh=self.mesh,
+      )
+
     self._evaluate = Compiled(self.clock, "evaluate", evaluate, **self._options)
     self._trained = 0
 
@@ -141,12 +203,16 @@ class FewShot:
   def init(self, optimizer: optax.GradientTransformation | None = None) -> mg.fewshot.MetaState:
     """The state before training."""
     init_key, run_key = jax.random.split(jax.random.key(self.config.seed))
-    return mg.fewshot.meta_init(self.learner, optimizer or self.optimizer(self.config.steps),
-                        self.network.init(init_key, self.image_shape), run_key)
+    return mg.fewshot.meta_init(self.learner, optimizer or self.optimizer(self.config.steps), self.network.init(init_key, self.image_shape), run_key)
 
-  def train(self, state: mg.fewshot.MetaState, steps: int, evaluated: Callable[[mg.fewshot.MetaState, float], None] = lambda *_: None,
-            advanced: Callable[[int, bool], None] = lambda *_: None, optimizer: optax.GradientTransformation | None = None
-            ) -> mg.fewshot.MetaState:
+  def train(
+    self,
+    state: mg.fewshot.MetaState,
+    steps: int,
+    evaluated: Callable[[mg.fewshot.MetaState, float], None] = lambda *_: None,
+    advanced: Callable[[int, bool], None] = lambda *_: None,
+    optimizer: optax.GradientTransformation | None = None,
+  ) -> mg.fewshot.MetaState:
     """So many more steps; `evaluated(state, loss)` every `eval_every` and at the end, `advanced(steps, evaluated)` after each
     dispatch.
 
@@ -155,10 +221,23 @@ class FewShot:
     """
     config = self.config
     scored = mg.pruning.find_pruning(state.optimizer) is not None and self.score is not None
-    step = Compiled(self.clock, "train", partial(
-        mg.fewshot.run_meta_steps, self.learner, optimizer or self.optimizer(config.steps), self.sample, episodes=self.episodes(config.episodes),
-        score=self.score if scored else None, score_episodes=self.episodes(config.prune.episodes) if scored else 0,
-        task_axis=config.task_axis, mesh=self.mesh), donate_argnums=0, **self._options)
+    step = Compiled(
+      self.clock,
+      "train",
+      partial(
+        mg.fewshot.run_meta_steps,
+        self.learner,
+        optimizer or self.optimizer(config.steps),
+        self.sample,
+        episodes=self.episodes(config.episodes),
+        score=self.score if scored else None,
+        score_episodes=self.episodes(config.prune.episodes) if scored else 0,
+        task_axis=config.task_axis,
+        mesh=self.mesh,
+      ),
+      donate_argnums=0,
+      **self._options,
+    )
     if self.mesh is not None:
       state = jax.device_put(state, jax.NamedSharding(self.mesh, jax.P()))
     done, losses = 0, []
@@ -168,8 +247,10 @@ class FewShot:
       self._trained += count
       losses += np.asarray(metrics["loss"]).tolist()
       if not np.isfinite(losses[-count:]).all():
-        raise DivergedError(f"the loss is {losses[-1]} after step {done}: meta-training diverged. Lower outer_lr (now "
-                            f"{config.outer_lr:g}) or inner_lr (now {config.inner_lr:g}).")
+        raise DivergedError(
+          f"the loss is {losses[-1]} after step {done}: meta-training diverged. Lower outer_lr (now "
+          f"{config.outer_lr:g}) or inner_lr (now {config.inner_lr:g})."
+        )
       now = done % config.eval_every == 0 or done == steps
       if now:
         evaluated(state, float(np.mean(losses)))
@@ -208,10 +289,8 @@ class FewShot:
     pruning = mg.pruning.find_pruning(state.optimizer)
     model, _ = self.learner.deploy(state.params, None if pruning is None else pruning.mask)
     count, macs = sum(leaf.size for leaf in jax.tree.leaves(model.params)), mg.nn.dense_cost(self.network.layers(self.image_shape))[0]
-    left = {"kept": count, "effective": count, "macs": macs} if model.mask is None else what_is_left(
-        self.network, model.mask, self.image_shape)
-    return {"parameters": {"all": count, "kept": left["kept"], "effective": left["effective"]},
-            "macs": {"dense": macs, "effective": left["macs"]}}
+    left = {"kept": count, "effective": count, "macs": macs} if model.mask is None else what_is_left(self.network, model.mask, self.image_shape)
+    return {"parameters": {"all": count, "kept": left["kept"], "effective": left["effective"]}, "macs": {"dense": macs, "effective": left["macs"]}}
 
   def episodes_per_second(self) -> float:
     """Of meta-training, without compilation."""

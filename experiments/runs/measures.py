@@ -32,8 +32,7 @@ def what_is_left(network: mg.GatedNetwork, mask: Mapping[str, Any], image_shape:
   backbone = mask["backbone"]
   count = lambda tree: int(sum(leaf.sum() for leaf in jax.tree.leaves(tree)))
   effective = mg.pruning.effective_mask(apply, backbone, jnp.ones((8, *image_shape)))
-  return {"kept": count(backbone), "effective": count(effective),
-          "macs": round(float(mg.nn.masked_macs(network.layers(image_shape), effective)))}
+  return {"kept": count(backbone), "effective": count(effective), "macs": round(float(mg.nn.masked_macs(network.layers(image_shape), effective)))}
 
 
 def mask_difference(on_rate: Mapping[str, Any]) -> float:
@@ -55,12 +54,18 @@ def gates_of(metrics: mg.personalize.TaskMetrics) -> dict[str, Any]:
   statistics, layers = metrics.gates, {}
   for layer, rate in metrics.on_rate.items():
     information, entropy = map(np.asarray, mg.personalize.explained_by_class(statistics.joint[layer], statistics.classes))
-    layers[layer] = {"conditional": float(np.mean(mg.personalize.conditional({layer: rate}))), "entropy": float(entropy.mean()),
-                     "explained_by_class": float(information.sum() / entropy.sum()) if entropy.sum() > 0 else None}
+    layers[layer] = {
+      "conditional": float(np.mean(mg.personalize.conditional({layer: rate}))),
+      "entropy": float(entropy.mean()),
+      "explained_by_class": float(information.sum() / entropy.sum()) if entropy.sum() > 0 else None,
+    }
   share, total = np.moveaxis(np.asarray(statistics.bins, np.float64).mean(0), -1, 0)
   correlation = np.asarray(mg.personalize.confidence_correlation(statistics.moments), np.float64)
   mean, square = np.asarray(statistics.moments, np.float64)[..., [1, 3]].T
-  return {"layers": layers, "sparsity_over_images": float(np.sqrt(np.maximum(square - mean**2, 0)).mean()),
-          "task_difference": mask_difference(metrics.on_rate),
-          "by_confidence": [[i / len(share), float(share[i]), float(total[i] / share[i])] for i in range(len(share)) if share[i] > 0],
-          "confidence_correlation": {"mean": float(correlation.mean()), "std": spread(correlation), "per_task": correlation.tolist()}}
+  return {
+    "layers": layers,
+    "sparsity_over_images": float(np.sqrt(np.maximum(square - mean**2, 0)).mean()),
+    "task_difference": mask_difference(metrics.on_rate),
+    "by_confidence": [[i / len(share), float(share[i]), float(total[i] / share[i])] for i in range(len(share)) if share[i] > 0],
+    "confidence_correlation": {"mean": float(correlation.mean()), "std": spread(correlation), "per_task": correlation.tolist()},
+  }

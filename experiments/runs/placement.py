@@ -20,8 +20,7 @@ from experiments.config import ConfigError, registry
 from metagater_jax.core.trees import Model
 from metagater_jax.federated.host_tasks import PlannedRounds, TaskStore, rounds_in_memory
 
-__all__ = ["Resident", "Streamed", "check_memory", "evaluate_function", "make_mesh", "microbatch",
-           "round_bytes", "train_function", "use_cores"]
+__all__ = ["Resident", "Streamed", "check_memory", "evaluate_function", "make_mesh", "microbatch", "round_bytes", "train_function", "use_cores"]
 
 
 def make_mesh(config: ConfigDict) -> Mesh | None:
@@ -38,13 +37,16 @@ def make_mesh(config: ConfigDict) -> Mesh | None:
   count = int(config.mesh)
   have = f"there are {len(devices)} {jax.default_backend()} device{'s' if len(devices) > 1 else ''}"
   if count > len(devices):
-    hint = (" On a CPU, set XLA_FLAGS=--xla_force_host_platform_device_count to have more."
-            if jax.default_backend() == "cpu" and jax.process_count() == 1 else "")
-    raise ConfigError(f"mesh is {count}, but {have} in {jax.process_count()} process"
-                      f"{'es' if jax.process_count() > 1 else ''}; use mesh=auto for all of them.{hint}")
+    hint = (
+      " On a CPU, set XLA_FLAGS=--xla_force_host_platform_device_count to have more."
+      if jax.default_backend() == "cpu" and jax.process_count() == 1
+      else ""
+    )
+    raise ConfigError(
+      f"mesh is {count}, but {have} in {jax.process_count()} process{'es' if jax.process_count() > 1 else ''}; use mesh=auto for all of them.{hint}"
+    )
   if jax.process_count() > 1 and count != len(devices):
-    raise ConfigError(f"mesh is {count}, but {have} in {jax.process_count()} processes, each of which must take part; use "
-                      "mesh=auto.")
+    raise ConfigError(f"mesh is {count}, but {have} in {jax.process_count()} processes, each of which must take part; use mesh=auto.")
   return mg.core.task_mesh(devices[:count])
 
 
@@ -59,8 +61,13 @@ def use_cores(config: ConfigDict) -> None:
     try:
       jax.config.update("jax_num_cpu_devices", cores)
     except RuntimeError:
-      logging.warning("mesh is 'auto', but JAX is in use already, with %d device(s) for %d cores; to use all, set "
-                      "jax.config.update('jax_num_cpu_devices', %d) before anything else.", len(jax.devices()), cores, cores)
+      logging.warning(
+        "mesh is 'auto', but JAX is in use already, with %d device(s) for %d cores; to use all, set "
+        "jax.config.update('jax_num_cpu_devices', %d) before anything else.",
+        len(jax.devices()),
+        cores,
+        cores,
+      )
 
 
 def microbatch(config: ConfigDict, network: mg.GatedNetwork, mesh: Mesh | None) -> int:
@@ -90,24 +97,37 @@ def check_memory(config: ConfigDict, store: TaskStore, draws: int, mesh: Mesh | 
   if config.memory_mb is None:
     return config.rounds_per_dispatch
   try:
-    rounds = rounds_in_memory(config.memory_mb * 2**20, round_bytes=round_bytes(config, store, draws, mesh),
-                              other_bytes=store.population_bytes(evaluated))
+    rounds = rounds_in_memory(
+      config.memory_mb * 2**20, round_bytes=round_bytes(config, store, draws, mesh), other_bytes=store.population_bytes(evaluated)
+    )
   except ValueError as error:
     raise ConfigError(f"memory_mb is {config.memory_mb}: {error}") from error
   return min(rounds, config.rounds_per_dispatch)
 
 
-def evaluate_function(deploy: Callable[[Any], Model], personalizer: mg.personalize.Personalizer, network: mg.GatedNetwork,
-                      config: ConfigDict, mesh: Mesh | None = None):
+def evaluate_function(
+  deploy: Callable[[Any], Model], personalizer: mg.personalize.Personalizer, network: mg.GatedNetwork, config: ConfigDict, mesh: Mesh | None = None
+):
   """`(server, calibration population, its tasks, their share, target population, its tasks, given) -> calibration, metrics before
   adaptation, metrics after`. `given` (targets,) is a calibration for each target instead of what is learned; None: none. Over a mesh both
   populations are spread, as `TaskStore.population` makes them."""
+
   def evaluate(server, calibration, calibration_tasks, share, population, targets, given=None, axis_name=None):
     model = deploy(server)
     calibrated = personalizer.calibrate(model, calibration, calibration_tasks, share, axis_name) if given is None else given
-    before, after = mg.evaluate_targets(network, personalizer, model, population, targets, calibrated, by_task=given is not None,
-                                        chunk=config.chunk, task_axis=registry.evaluation_axis(config, network))
+    before, after = mg.evaluate_targets(
+      network,
+      personalizer,
+      model,
+      population,
+      targets,
+      calibrated,
+      by_task=given is not None,
+      chunk=config.chunk,
+      task_axis=registry.evaluation_axis(config, network),
+    )
     return calibrated, before, after
+
   if mesh is None:
     return evaluate
 
@@ -119,17 +139,25 @@ def evaluate_function(deploy: Callable[[Any], Model], personalizer: mg.personali
 
   tasks, everywhere = PartitionSpec(mg.core.TASK_AXIS), PartitionSpec()
   spread = mg.data.Population(tasks, tasks, tasks, tasks, tasks, tasks, everywhere)
-  spread_local = jax.shard_map(local, mesh=mesh, in_specs=(everywhere, spread, tasks, spread), out_specs=everywhere,
-                               check_vma=False)
+  spread_local = jax.shard_map(local, mesh=mesh, in_specs=(everywhere, spread, tasks, spread), out_specs=everywhere, check_vma=False)
   return lambda server, calibration, _, share, population, __: spread_local(server, calibration, share, population)
 
 
 def train_function(algorithm: mg.federated.FederatedAlgorithm, network: mg.GatedNetwork, config: ConfigDict, mesh: Mesh | None = None):
   """`(server, planned rounds, pixel scale) -> server, metrics`, for rounds that come from a `TaskStore`."""
+
   def train(server, planned: PlannedRounds, scale):
     plan = planned.plan._replace(keys=jax.random.wrap_key_data(planned.key_data))
-    return mg.federated.follow_plan(algorithm, server, plan, planned.minibatches, mg.data.Pool(None, None, scale),
-                                    task_axis=registry.train_axis(config, network, algorithm), mesh=mesh)
+    return mg.federated.follow_plan(
+      algorithm,
+      server,
+      plan,
+      planned.minibatches,
+      mg.data.Pool(None, None, scale),
+      task_axis=registry.train_axis(config, network, algorithm),
+      mesh=mesh,
+    )
+
   return train
 
 
@@ -151,8 +179,7 @@ class Resident:
     """Calibration, and metrics before and after adaptation, with leading axes (seeds, targets)."""
     share = jnp.ones(self._calibration.shape)
     given = () if self._given is None else (self._given,)
-    return self._by_seed(self._evaluate(self._state.server, self._population, self._calibration, share, self._population,
-                                        self._targets, *given))
+    return self._by_seed(self._evaluate(self._state.server, self._population, self._calibration, share, self._population, self._targets, *given))
 
   def server(self, i: int) -> Any:
     """The server's state of the i-th seed."""
@@ -175,9 +202,20 @@ class Resident:
 class Streamed:
   """Tasks on the host: minibatches of the next rounds are fetched while the devices, one or a mesh, compute."""
 
-  def __init__(self, config: ConfigDict, algorithm: mg.federated.FederatedAlgorithm, state: mg.federated.FederatedState, store: TaskStore,
-               training: np.ndarray, calibration: np.ndarray, targets: np.ndarray, blocks: Sequence[int], train, evaluate,
-               mesh: Mesh | None):
+  def __init__(
+    self,
+    config: ConfigDict,
+    algorithm: mg.federated.FederatedAlgorithm,
+    state: mg.federated.FederatedState,
+    store: TaskStore,
+    training: np.ndarray,
+    calibration: np.ndarray,
+    targets: np.ndarray,
+    blocks: Sequence[int],
+    train,
+    evaluate,
+    mesh: Mesh | None,
+  ):
     self._store, self._train, self._evaluate, self._mesh = store, train, evaluate, mesh
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     self._server = jax.device_put(jax.device_get(state.server), everywhere)
@@ -186,8 +224,16 @@ class Streamed:
     self._targets, _ = store.population(targets, mesh)
     self._target_count = len(targets)
     self._rounds: Iterator[PlannedRounds] = store.rounds(
-        state.key, training, start=0, blocks=blocks, cohort=config.cohort, batch_size=config.batch_size,
-        draws=algorithm.draws, weighted=config.weighted, mesh=mesh)
+      state.key,
+      training,
+      start=0,
+      blocks=blocks,
+      cohort=config.cohort,
+      batch_size=config.batch_size,
+      draws=algorithm.draws,
+      weighted=config.weighted,
+      mesh=mesh,
+    )
 
   def advance(self, rounds: int) -> tuple[Any, float]:
     """Metrics with leading axes (1, rounds), and the seconds it took, waiting for data included."""
@@ -201,11 +247,12 @@ class Streamed:
     """Calibration, and metrics before and after adaptation, with leading axes (1, targets)."""
     own = lambda population: jnp.arange(population.train_count.shape[0])
     one = self._mesh is None
-    calibration, *metrics = jax.device_get(self._evaluate(
-        self._server, self._calibration, own(self._calibration) if one else None, self._share, self._targets,
-        own(self._targets) if one else None))
-    return (jax.tree.map(lambda x: np.asarray(x)[None], calibration),
-            *jax.tree.map(lambda x: np.asarray(x)[None, :self._target_count], metrics))
+    calibration, *metrics = jax.device_get(
+      self._evaluate(
+        self._server, self._calibration, own(self._calibration) if one else None, self._share, self._targets, own(self._targets) if one else None
+      )
+    )
+    return (jax.tree.map(lambda x: np.asarray(x)[None], calibration), *jax.tree.map(lambda x: np.asarray(x)[None, : self._target_count], metrics))
 
   def server(self, i: int) -> Any:
     """The server's state, on the default device."""

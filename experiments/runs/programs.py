@@ -26,7 +26,7 @@ def compiler_options(small: bool = False) -> dict[str, bool]:
 def _known(options):
   try:
     jax.jit(lambda: 0).lower().compile(compiler_options=dict(options))
-  except Exception:  # noqa: BLE001 -- whatever a version raises for an option that it does not have
+  except Exception:
     return False
   return True
 

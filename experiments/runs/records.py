@@ -23,9 +23,27 @@ from experiments.runs.measures import spread
 from experiments.runs.programs import Clock
 from metagater_jax.core.trees import Model, named_leaves
 
-__all__ = ["DivergedError", "MetricsWriter", "NotSavedError", "Progress", "check_workdir", "claim", "load_model", "load_parameters", "make_folder",
-           "model_name", "read_config", "read_metrics", "read_result", "save_model", "save_parameters", "save_run", "summary", "versions",
-           "write_json"]
+__all__ = [
+  "DivergedError",
+  "MetricsWriter",
+  "NotSavedError",
+  "Progress",
+  "check_workdir",
+  "claim",
+  "load_model",
+  "load_parameters",
+  "make_folder",
+  "model_name",
+  "read_config",
+  "read_metrics",
+  "read_result",
+  "save_model",
+  "save_parameters",
+  "save_run",
+  "summary",
+  "versions",
+  "write_json",
+]
 
 
 class DivergedError(ArithmeticError):
@@ -111,9 +129,15 @@ class Progress:
   def __init__(self, total: int, quiet: bool, unit: str, clock: Clock):
     self._shown, self._lines = {}, not quiet and not sys.stderr.isatty()
     self._clock, self._compiled = clock, clock.seconds["compile"]
-    self._bar = tqdm(total=total, disable=quiet, unit=f" {unit}s", mininterval=0.2, dynamic_ncols=True,
-                     file=open(os.devnull, "w") if self._lines else sys.stderr,
-                     bar_format=unit + " {n_fmt}/{total_fmt}{postfix} | {rate_noinv_fmt} | {remaining} left")
+    self._bar = tqdm(
+      total=total,
+      disable=quiet,
+      unit=f" {unit}s",
+      mininterval=0.2,
+      dynamic_ncols=True,
+      file=open(os.devnull, "w") if self._lines else sys.stderr,
+      bar_format=unit + " {n_fmt}/{total_fmt}{postfix} | {rate_noinv_fmt} | {remaining} left",
+    )
 
   def show(self, **values: float | None) -> None:
     """Values to be shown from now on; None leaves one out."""
@@ -203,8 +227,10 @@ def check_workdir(workdir: Path, config: ConfigDict | None = None) -> None:
   if (workdir / _RUNNING).is_file():
     other = json.loads((workdir / _RUNNING).read_text(encoding="utf-8"))
     if other["host"] != platform.node() or _is_alive(other["process"]):
-      raise ConfigError(f"process {other['process']} on {other['host']} is writing into the workdir {workdir}. If it has ended, remove "
-                        f"{workdir / _RUNNING}; or give a new folder.")
+      raise ConfigError(
+        f"process {other['process']} on {other['host']} is writing into the workdir {workdir}. If it has ended, remove "
+        f"{workdir / _RUNNING}; or give a new folder."
+      )
   if config is not None and (workdir / "config.json").exists():
     same = lambda fields: {name: value for name, value in fields.items() if name not in FREE}
     check_same(workdir, same(read_config(workdir)), same(json.loads(config.to_json_best_effort())))
@@ -244,11 +270,13 @@ def save_run(workdir: Path, model: Model, result: dict[str, Any], episodes: Mapp
   Raises:
     NotSavedError: the folder cannot be written any more; the message says where both are instead.
   """
+
   def save(folder):
     save_model(folder, model, **scalars)
     if episodes is not None:
       np.savetxt(folder / "test_episodes.csv", np.stack(list(episodes.values()), 1), "%.6f", delimiter=",", comments="", header=",".join(episodes))
     write_json(folder / "result.json", result)
+
   try:
     save(workdir)
   except OSError as error:
@@ -256,8 +284,9 @@ def save_run(workdir: Path, model: Model, result: dict[str, Any], episodes: Mapp
       elsewhere = Path(tempfile.mkdtemp(prefix=f"{workdir.name}-"))
       save(elsewhere)
     except OSError as second:
-      raise NotSavedError(f"the run has ended, but neither {workdir} ({error.strerror}) nor a temporary folder ({second.strerror}) can be written; "
-                          "its model is lost.") from error
+      raise NotSavedError(
+        f"the run has ended, but neither {workdir} ({error.strerror}) nor a temporary folder ({second.strerror}) can be written; its model is lost."
+      ) from error
     raise NotSavedError(f"the run has ended, but {workdir} cannot be written ({error.strerror}); its model and result are in {elsewhere}.") from error
 
 
@@ -267,8 +296,13 @@ def versions() -> dict[str, Any]:
     own = importlib.metadata.version("metagater_jax")
   except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
     own = None
-  return {"python": platform.python_version(), "jax": jax.__version__, "backend": jax.default_backend(), "metagater_jax": own,
-          "processes": jax.process_count()}
+  return {
+    "python": platform.python_version(),
+    "jax": jax.__version__,
+    "backend": jax.default_backend(),
+    "metagater_jax": own,
+    "processes": jax.process_count(),
+  }
 
 
 def save_model(workdir: Path, model: Model, **scalars: Any) -> None:

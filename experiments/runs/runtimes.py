@@ -18,6 +18,7 @@ class LiteRT:
 
   def __init__(self, content: bytes):
     from ai_edge_litert.interpreter import Interpreter
+
     self._model = Interpreter(model_content=content, num_threads=1)
     self._model.allocate_tensors()
     self._in, self._out = self._model.get_input_details()[0]["index"], self._model.get_output_details()[0]["index"]
@@ -29,10 +30,12 @@ class LiteRT:
 
   def logits(self, images: np.ndarray, batch: int) -> np.ndarray:
     """(n, classes), `batch` at a time."""
+
     def one(rows):
       self._model.set_tensor(self._in, rows)
       self._model.invoke()
       return self._model.get_tensor(self._out)
+
     return _in_batches(one, images, batch)
 
 
@@ -44,6 +47,7 @@ class OnnxRuntime:
 
   def __init__(self, content: bytes):
     import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -65,6 +69,7 @@ class Exported:
 
   def __init__(self, content: bytes):
     import jax
+
     self._call = jax.jit(jax.export.deserialize(bytearray(content)).call)
 
   def logits(self, images: np.ndarray, batch: int) -> np.ndarray:
@@ -106,4 +111,4 @@ def versions_of(formats: Sequence[str]) -> dict[str, str]:
 def _in_batches(function, images, batch):
   count = -(-len(images) // batch) * batch
   padded = np.concatenate([images, np.zeros((count - len(images), *images.shape[1:]), images.dtype)])
-  return np.concatenate([function(np.ascontiguousarray(padded[start:start + batch])) for start in range(0, count, batch)])[:len(images)]
+  return np.concatenate([function(np.ascontiguousarray(padded[start : start + batch])) for start in range(0, count, batch)])[: len(images)]

@@ -36,10 +36,19 @@ from metagater_jax.core.trees import named_leaves
 __all__ = ["reproduce", "run_case"]
 
 
-def reproduce(workdir: str | Path, *, cases: Sequence[str] = tuple(CASES), seeds: Sequence[int] = (1, 2, 3),
-              scores: Sequence[str] = tuple(SCORES), data_dir: str | None = None, steps: int | None = None,
-              level_steps: Sequence[int] | None = None, splits: Splits | None = None, fields: dict[str, Any] | None = None, log=print
-              ) -> dict[str, Any]:
+def reproduce(
+  workdir: str | Path,
+  *,
+  cases: Sequence[str] = tuple(CASES),
+  seeds: Sequence[int] = (1, 2, 3),
+  scores: Sequence[str] = tuple(SCORES),
+  data_dir: str | None = None,
+  steps: int | None = None,
+  level_steps: Sequence[int] | None = None,
+  splits: Splits | None = None,
+  fields: dict[str, Any] | None = None,
+  log=print,
+) -> dict[str, Any]:
   """Runs what is not yet recorded, and writes `anp.json`, `anp.md` and `anp.png`.
 
   Args:
@@ -67,18 +76,22 @@ def reproduce(workdir: str | Path, *, cases: Sequence[str] = tuple(CASES), seeds
     for name in cases:
       case = CASES[name]
       if steps is not None:
-        case = case._replace(steps=steps, level_steps=tuple(
-            dict.fromkeys(max(2, round(count * steps / case.steps)) for count in case.level_steps)))
-      case = case._replace(level_steps=case.level_steps if level_steps is None else tuple(level_steps),
-                           fields=case.fields | {"data_dir": data_dir} | (fields or {}))
+        case = case._replace(steps=steps, level_steps=tuple(dict.fromkeys(max(2, round(count * steps / case.steps)) for count in case.level_steps)))
+      case = case._replace(
+        level_steps=case.level_steps if level_steps is None else tuple(level_steps), fields=case.fields | {"data_dir": data_dir} | (fields or {})
+      )
       if case.steps < 1 or not case.level_steps or min(case.level_steps) < 2:
-        raise ConfigError(f"{name}: {case.steps} steps of meta-training and {', '.join(map(str, case.level_steps)) or 'none'} at each "
-                          "sparsity; there must be at least 1 and 2.")
+        raise ConfigError(
+          f"{name}: {case.steps} steps of meta-training and {', '.join(map(str, case.level_steps)) or 'none'} at each "
+          "sparsity; there must be at least 1 and 2."
+        )
       group = f"{case.title}, seed {seed}"
       planned[group] = workdir / name, case, seed
       # What the scores say of the base model is a part of its record that may be missing.
-      groups[group] = [_part(workdir / name, case, seed, "base")._replace(complete=lambda record: _is_measured(record, scores)),
-                       *(_part(workdir / name, case, seed, *course) for course in _courses(case, scores))]
+      groups[group] = [
+        _part(workdir / name, case, seed, "base")._replace(complete=lambda record: _is_measured(record, scores)),
+        *(_part(workdir / name, case, seed, *course) for course in _courses(case, scores)),
+      ]
   config = cifarfs_maml.get_config()
   config.data_dir = data_dir
   splits = load_splits(config) if splits is None else splits
@@ -119,9 +132,16 @@ def run_case(folder: Path, case: Case, seed: int, scores: Sequence[str], splits:
     partial = base.with_suffix(".partial.npz")
     save_parameters(partial, state.params)
     partial.replace(base)
-    write_json(base_record, {
-        "config": _settings(case, seed, "base"), "steps": case.steps, "seconds": time.perf_counter() - start,
-        "compile_seconds": experiment.clock.seconds["compile"], "episodes_per_second": experiment.episodes_per_second()})
+    write_json(
+      base_record,
+      {
+        "config": _settings(case, seed, "base"),
+        "steps": case.steps,
+        "seconds": time.perf_counter() - start,
+        "compile_seconds": experiment.clock.seconds["compile"],
+        "episodes_per_second": experiment.episodes_per_second(),
+      },
+    )
   record = json.loads(base_record.read_text(encoding="utf-8"))
   unmeasured = _unmeasured(record, scores)
   experiment = FewShot(config, splits)  # its compiled evaluation is shared by all courses
@@ -136,12 +156,13 @@ def run_case(folder: Path, case: Case, seed: int, scores: Sequence[str], splits:
   for name, level_steps in _courses(case, scores):
     part = _part(folder, case, seed, name, level_steps)
     if not part.finished:
-      record = {"config": settings_of(part)} | _course(
-          part.config, level_steps, base, splits, experiment.evaluate, pruned=name != "none")
+      record = {"config": settings_of(part)} | _course(part.config, level_steps, base, splits, experiment.evaluate, pruned=name != "none")
       write_json(part.record, record)
-      log(f"{case.title}, seed {seed}, {name}, {level_steps} steps: " + ", ".join(
-          f"{100 * np.mean(level['accuracy']):.2f} % at {level['sparsity']:.2f}" for level in record["levels"])
-          + f", {record['seconds']:.0f} s")
+      log(
+        f"{case.title}, seed {seed}, {name}, {level_steps} steps: "
+        + ", ".join(f"{100 * np.mean(level['accuracy']):.2f} % at {level['sparsity']:.2f}" for level in record["levels"])
+        + f", {record['seconds']:.0f} s"
+      )
 
 
 def _take(other: Path, base: Path, base_record: Path, settings: dict[str, Any]) -> None:
@@ -151,8 +172,7 @@ def _take(other: Path, base: Path, base_record: Path, settings: dict[str, Any]) 
     trained = lambda config: {field: value for field, value in config.items() if field != "prune"}
     if trained(record["config"]) == trained(settings):
       shutil.copy(other / base.name, base)
-      write_json(base_record, {field: value for field, value in record.items() if field not in _MEASURED} | {
-          "config": settings})
+      write_json(base_record, {field: value for field, value in record.items() if field not in _MEASURED} | {"config": settings})
 
 
 # What is measured on a base model after its training.
@@ -161,8 +181,7 @@ _MEASURED = ("accuracy", "before", "agreement")
 
 def _courses(case: Case, scores: Sequence[str]) -> list[tuple[str, int]]:
   """(score, steps per level), the longest for the main scores only."""
-  return [(score, steps) for steps in sorted(case.level_steps) for score in scores
-          if steps == min(case.level_steps) or score in MAIN]
+  return [(score, steps) for steps in sorted(case.level_steps) for score in scores if steps == min(case.level_steps) or score in MAIN]
 
 
 def _config(case: Case, seed: int, part: str, level_steps: int | None = None):
@@ -195,8 +214,9 @@ def _course(config, level_steps, base, splits, evaluate, pruned):
   five times on the way to a level, in the first half of its steps, or the first 200; in the others what is left recovers."""
   start = time.perf_counter()
   experiment = FewShot(config, splits)
-  restarts = optax.join_schedules([optax.cosine_decay_schedule(config.outer_lr, level_steps) for _ in LEVELS],
-                                  [level_steps * i for i in range(1, len(LEVELS))])
+  restarts = optax.join_schedules(
+    [optax.cosine_decay_schedule(config.outer_lr, level_steps) for _ in LEVELS], [level_steps * i for i in range(1, len(LEVELS))]
+  )
   optimizer = optax.adam(restarts)
   if pruned:
     rising = min(level_steps // 2, 200)
@@ -208,8 +228,9 @@ def _course(config, level_steps, base, splits, evaluate, pruned):
 
   def evaluated(state, loss):
     after = evaluate(state, "test", config.test_episodes)[1]
-    levels.append({"sparsity": experiment.sparsity(state), "by_layer": experiment.sparsity_by_layer(state),
-                   "train_loss": loss, "accuracy": after.tolist()})
+    levels.append(
+      {"sparsity": experiment.sparsity(state), "by_layer": experiment.sparsity_by_layer(state), "train_loss": loss, "accuracy": after.tolist()}
+    )
 
   experiment.train(state, config.steps, evaluated, optimizer=optimizer)
   return {"levels": levels, "level_steps": level_steps, "seconds": time.perf_counter() - start}
@@ -221,8 +242,7 @@ def _agreement(experiment, state, names):
   meta-objective (Spearman's correlation, `removal`). With what each costs, and the accuracies on validation episodes after
   pruning at once, without any training after it."""
   config = experiment.config
-  episodes = jax.vmap(lambda key: experiment.sample(key, experiment.splits["train"]))(
-      jax.random.split(jax.random.key(7), config.prune.episodes))
+  episodes = jax.vmap(lambda key: experiment.sample(key, experiment.splits["train"]))(jax.random.split(jax.random.key(7), config.prune.episodes))
   params = jax.device_get(state.params)
   found, scores = {}, {}
   for name in dict.fromkeys(("anp", *names)):
@@ -241,8 +261,9 @@ def _agreement(experiment, state, names):
   prunable = experiment.prunable
   weights = lambda tree: np.concatenate([np.ravel(leaf) for name, leaf in named_leaves(tree).items() if prunable(name, leaf)])
   flat = {name: weights(score) for name, score in scores.items()}
-  mask_of = lambda name, sparsity: mg.make_mask(scores[name], sparsity, scope=SCORES[name].fields.get("scope", "global"),
-                                                granularity=config.prune.granularity, prunable=prunable)
+  mask_of = lambda name, sparsity: mg.make_mask(
+    scores[name], sparsity, scope=SCORES[name].fields.get("scope", "global"), granularity=config.prune.granularity, prunable=prunable
+  )
   kept = {name: weights(mask_of(name, 0.85)) > 0 for name in scores}
 
   def accuracy(mask):
@@ -252,9 +273,11 @@ def _agreement(experiment, state, names):
   true = _effect_of_removal(experiment, params, episodes)
   for name in names:
     found[name] |= {"removal": float(stats.spearmanr(true, _flat(scores[name])[_places(experiment, params)]).statistic)}
-    found[name] |= {"spearman": float(stats.spearmanr(flat["anp"], flat[name]).statistic),
-                    "kept_in_common": float((kept["anp"] & kept[name]).sum() / kept["anp"].sum()),
-                    "at_once": [accuracy(mask_of(name, sparsity)) for sparsity in AT_ONCE]}
+    found[name] |= {
+      "spearman": float(stats.spearmanr(flat["anp"], flat[name]).statistic),
+      "kept_in_common": float((kept["anp"] & kept[name]).sum() / kept["anp"].sum()),
+      "at_once": [accuracy(mask_of(name, sparsity)) for sparsity in AT_ONCE],
+    }
   return {name: found[name] for name in names}
 
 
@@ -266,8 +289,7 @@ def _places(experiment, params):
   """Some of the prunable weights, by their place in all parameters one after the other."""
   sizes = {name: leaf.size for name, leaf in named_leaves(params).items()}
   starts = dict(zip(sizes, np.cumsum([0, *sizes.values()])))
-  prunable = np.concatenate([np.arange(sizes[name]) + starts[name] for name, leaf in named_leaves(params).items()
-                             if experiment.prunable(name, leaf)])
+  prunable = np.concatenate([np.arange(sizes[name]) + starts[name] for name, leaf in named_leaves(params).items() if experiment.prunable(name, leaf)])
   return np.sort(np.random.default_rng(0).choice(prunable, min(REMOVED, len(prunable)), replace=False))
 
 

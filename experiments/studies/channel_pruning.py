@@ -1,8 +1,8 @@
 """Whole filters of a few-shot network pruned to a share of its work, by each way of choosing them, and what their files cost on a device.
 
-A network is meta-trained once per seed. From it every way prunes to one level of multiply-accumulates after the other, with steps of meta-training at each:
-in the first half of them the mask grows, in the rest the network recovers. "none" trains on as long. "narrow" is a dense network of the level's
-work, trained from the start for as many steps in all: what pruning must beat to be worth anything. All are measured on the same test episodes.
+A network is meta-trained once per seed. From it every way prunes to one level of multiply-accumulates after the other, with steps of meta-training
+at each: in the first half of them the mask grows, in the rest the network recovers. "none" trains on as long. "narrow" is a dense network of the
+level's work, trained from the start for as many steps in all: what pruning must beat to be worth anything. All are measured on the same episodes.
 """
 
 import dataclasses
@@ -46,8 +46,8 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "conv4": Case("Conv-4 (64), ANIL, 5-way 1-shot", _ANIL | {"widths": (64, 64, 64, 64)}, 8000, 800),
-    "resnet12": Case("ResNet-12 (16-32-64-128), ANIL, 5-way 1-shot", _ANIL | {"model": "resnet12", "widths": (16, 32, 64, 128)}, 4000, 400),
+  "conv4": Case("Conv-4 (64), ANIL, 5-way 1-shot", _ANIL | {"widths": (64, 64, 64, 64)}, 8000, 800),
+  "resnet12": Case("ResNet-12 (16-32-64-128), ANIL, 5-way 1-shot", _ANIL | {"model": "resnet12", "widths": (16, 32, 64, 128)}, 4000, 400),
 }
 
 
@@ -60,20 +60,31 @@ class Way(NamedTuple):
 
 _CHANNELS = {"granularity": "channel", "scope": "macs"}
 WAYS = {
-    "none": Way("not pruned, trained on"),
-    "narrow": Way("dense and narrow from the start"),
-    "anp": Way("ANP of whole filters, by MACs", _CHANNELS | {"score": "anp"}),
-    "anp_sum": Way("ANP summed over a filter's weights, by MACs", _CHANNELS | {"score": "anp", "channel_score": "sum"}),
-    "anp_layer": Way("ANP of whole filters, the same share of each layer", _CHANNELS | {"score": "anp", "scope": "layer"}),
-    "snip": Way("SNIP of whole filters, by MACs", _CHANNELS | {"score": "snip"}),
-    "magnitude": Way("magnitude summed over a filter's weights, by MACs", _CHANNELS | {"score": "magnitude"}),
-    "random": Way("random filters, by MACs", _CHANNELS | {"score": "random"}),
+  "none": Way("not pruned, trained on"),
+  "narrow": Way("dense and narrow from the start"),
+  "anp": Way("ANP of whole filters, by MACs", _CHANNELS | {"score": "anp"}),
+  "anp_sum": Way("ANP summed over a filter's weights, by MACs", _CHANNELS | {"score": "anp", "channel_score": "sum"}),
+  "anp_layer": Way("ANP of whole filters, the same share of each layer", _CHANNELS | {"score": "anp", "scope": "layer"}),
+  "snip": Way("SNIP of whole filters, by MACs", _CHANNELS | {"score": "snip"}),
+  "magnitude": Way("magnitude summed over a filter's weights, by MACs", _CHANNELS | {"score": "magnitude"}),
+  "random": Way("random filters, by MACs", _CHANNELS | {"score": "random"}),
 }
 
 
-def reproduce(workdir: str | Path, *, cases: Sequence[str] = tuple(CASES), ways: Sequence[str] = tuple(WAYS), seeds: Sequence[int] = (8, 9),
-              levels: Sequence[float] = LEVELS, data_dir: str | None = None, steps: int | None = None, level_steps: int | None = None,
-              splits: Splits | None = None, fields: Mapping[str, Any] | None = None, log=print) -> dict[str, Any]:
+def reproduce(
+  workdir: str | Path,
+  *,
+  cases: Sequence[str] = tuple(CASES),
+  ways: Sequence[str] = tuple(WAYS),
+  seeds: Sequence[int] = (8, 9),
+  levels: Sequence[float] = LEVELS,
+  data_dir: str | None = None,
+  steps: int | None = None,
+  level_steps: int | None = None,
+  splits: Splits | None = None,
+  fields: Mapping[str, Any] | None = None,
+  log=print,
+) -> dict[str, Any]:
   """Runs what is not yet recorded.
 
   Args:
@@ -129,8 +140,11 @@ def reproduce(workdir: str | Path, *, cases: Sequence[str] = tuple(CASES), ways:
 
   def line(name, outcomes, seconds):
     own = next(iter(outcomes.values()))
-    return f"{name}: " + ", ".join(f"{100 * np.mean(level['accuracy']):.2f} % at {level['macs'] / own['dense_macs']:.2f} of the MACs"
-                                   for level in own["levels"]) + f" ({seconds:.0f} s)"
+    return (
+      f"{name}: "
+      + ", ".join(f"{100 * np.mean(level['accuracy']):.2f} % at {level['macs'] / own['dense_macs']:.2f} of the MACs" for level in own["levels"])
+      + f" ({seconds:.0f} s)"
+    )
 
   make_folder(workdir)
   carry_out(groups, run, line=line, log=log)
@@ -140,8 +154,12 @@ def reproduce(workdir: str | Path, *, cases: Sequence[str] = tuple(CASES), ways:
     for way in ("base", *ways):
       records = {str(seed): json.loads((workdir / case_name / f"seed-{seed}-{way}.json").read_text(encoding="utf-8")) for seed in seeds}
       own[way] = {seed: {key: value for key, value in record.items() if key != "config"} for seed, record in records.items()}
-    found["cases"][case_name] = {"title": CASES[case_name].title, "steps": steps or CASES[case_name].steps,
-                                 "level_steps": level_steps or CASES[case_name].level_steps, "ways": own}
+    found["cases"][case_name] = {
+      "title": CASES[case_name].title,
+      "steps": steps or CASES[case_name].steps,
+      "level_steps": level_steps or CASES[case_name].level_steps,
+      "ways": own,
+    }
   return found
 
 
@@ -190,7 +208,9 @@ def _course(config, case, way, base, splits, levels):
   config = config.copy_and_resolve_references()
   config.update(steps=steps * len(levels), eval_every=steps)
   experiment = FewShot(config, splits)
-  restarts = optax.join_schedules([optax.cosine_decay_schedule(config.outer_lr / 2, steps) for _ in levels], [steps * i for i in range(1, len(levels))])
+  restarts = optax.join_schedules(
+    [optax.cosine_decay_schedule(config.outer_lr / 2, steps) for _ in levels], [steps * i for i in range(1, len(levels))]
+  )
   optimizer, rising = optax.adam(restarts), steps // 2
   if WAYS[way].prune:
     at = levels if config.prune.scope == "macs" else [_share_of_each_layer(experiment, level) for level in levels]
@@ -203,6 +223,7 @@ def _course(config, case, way, base, splits, levels):
   def evaluated(state, loss):
     del loss
     found.append(_level(experiment, state) | (_on_device(experiment, state) if WAYS[way].prune else {}))
+
   experiment.train(state, steps * len(levels), evaluated, optimizer=optimizer)
   return {"dense_macs": _macs(experiment), "levels": found}
 
@@ -236,8 +257,9 @@ def _on_device(experiment, state, repeats: int = 100) -> dict[str, Any]:
   model, _ = experiment.learner.deploy(state.params, mg.pruning.find_pruning(state.optimizer).mask)
   small = mg.deploy.compact(network, model, shape)
   networks = {"dense": (network, model.params), "compact": (small.network, small.params)}
-  networks = {name: (dataclasses.replace(own, gated_layers=()), {"backbone": params["backbone"], "gate": {}})
-              for name, (own, params) in networks.items()}
+  networks = {
+    name: (dataclasses.replace(own, gated_layers=()), {"backbone": params["backbone"], "gate": {}}) for name, (own, params) in networks.items()
+  }
   write = {"tflite": lambda signature: mg.deploy.to_tflite({"infer": signature}), "onnx": mg.deploy.to_onnx}
   images = np.asarray(jax.random.normal(jax.random.key(0), (1, *shape)), np.float32)
   found: dict[str, Any] = {"latency_us": {}, "bytes": {}, "difference": {}}

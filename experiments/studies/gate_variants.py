@@ -18,15 +18,21 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {
-    "c": Variant("metagater_dropout", {"personalizer": "static_channels"}),
-    "d": Variant("metagater_dropout", {"personalizer": "random_channels"}),
-    "e": Variant("metagater", {"gate_frozen": True}),
-    "f": Variant("metagater", {}),
+  "c": Variant("metagater_dropout", {"personalizer": "static_channels"}),
+  "d": Variant("metagater_dropout", {"personalizer": "random_channels"}),
+  "e": Variant("metagater", {"gate_frozen": True}),
+  "f": Variant("metagater", {}),
 }
 # Meta-models: (a), (b), and that of (e) and (f), which is (f) at its own sparsity.
 MODELS = {"a": "metagater_ungated", "b": "metagater_dropout", "f": "metagater"}
-LABELS = {"a": "no gate", "b": "channel dropout", "c": "static channels, by one gradient", "d": "random channels", "e": "learned gates, frozen",
-          "f": "learned gates, conditional"}
+LABELS = {
+  "a": "no gate",
+  "b": "channel dropout",
+  "c": "static channels, by one gradient",
+  "d": "random channels",
+  "e": "learned gates, frozen",
+  "f": "learned gates, conditional",
+}
 
 
 def variant_folder(workdir: Path, protocol: str, variant: str, sparsity: float | None, seed: int) -> Path:

@@ -28,8 +28,17 @@ from metagater_jax.data.datasets import Dataset
 
 __all__ = ["reproduce"]
 
-def reproduce(workdir: str | Path, *, protocols: Sequence[str] | None = None, seeds: Sequence[int], rounds: int | None = None,
-              data_dir: str | None = None, datasets: Mapping[str, Dataset] | None = None, log=print) -> dict[str, Any]:
+
+def reproduce(
+  workdir: str | Path,
+  *,
+  protocols: Sequence[str] | None = None,
+  seeds: Sequence[int],
+  rounds: int | None = None,
+  data_dir: str | None = None,
+  datasets: Mapping[str, Dataset] | None = None,
+  log=print,
+) -> dict[str, Any]:
   """Runs what is not yet recorded, and writes gates.json, gates.md and gates.png.
 
   Args:
@@ -57,8 +66,10 @@ def reproduce(workdir: str | Path, *, protocols: Sequence[str] | None = None, se
         fields = _fields(config, variant, sparsity)
         group = f"{row.protocol} gates ({name}) at {'its own sparsity' if sparsity is None else f'sparsity {sparsity:g}'}"
         planned[group] = row, fields
-        groups[group] = [Part(variant_folder(workdir, row.protocol, name, sparsity, seed) / "result.json", with_fields(fields, seed=seed), seed=seed)
-                         for seed in seeds]
+        groups[group] = [
+          Part(variant_folder(workdir, row.protocol, name, sparsity, seed) / "result.json", with_fields(fields, seed=seed), seed=seed)
+          for seed in seeds
+        ]
 
   def run(group, parts):
     row, fields = planned[group]

@@ -44,9 +44,17 @@ def folder_of(workdir: Path, row: Row, seed: int) -> Path:
   return workdir / f"{row.protocol}-{row.method}-k{row.local_steps}" / f"seed-{seed}"
 
 
-def reproduce(workdir: str | Path, *, tables: Sequence[str] = tuple(TABLES), seeds: Sequence[int] = tuple(range(31, 41)),
-              rounds: int | None = None, data_dir: str | None = None, protocols: Sequence[str] | None = None,
-              datasets: Mapping[str, Dataset] | None = None, log=print) -> dict[str, Any]:
+def reproduce(
+  workdir: str | Path,
+  *,
+  tables: Sequence[str] = tuple(TABLES),
+  seeds: Sequence[int] = tuple(range(31, 41)),
+  rounds: int | None = None,
+  data_dir: str | None = None,
+  protocols: Sequence[str] | None = None,
+  datasets: Mapping[str, Dataset] | None = None,
+  log=print,
+) -> dict[str, Any]:
   """Runs what is not yet recorded, and writes the report.
 
   Args:
@@ -77,8 +85,16 @@ def reproduce(workdir: str | Path, *, tables: Sequence[str] = tuple(TABLES), see
   return report.write(Path(workdir), [number for number in TABLES if number in tables], seeds, configs)
 
 
-def run_rows(workdir: str | Path, rows: Sequence[Row], seeds: Sequence[int], *, rounds: int | None = None, data_dir: str | None = None,
-             datasets: Mapping[str, Dataset] | None = None, log=print) -> tuple[dict[Row, ConfigDict], dict[str, Dataset]]:
+def run_rows(
+  workdir: str | Path,
+  rows: Sequence[Row],
+  seeds: Sequence[int],
+  *,
+  rounds: int | None = None,
+  data_dir: str | None = None,
+  datasets: Mapping[str, Dataset] | None = None,
+  log=print,
+) -> tuple[dict[Row, ConfigDict], dict[str, Dataset]]:
   """Runs what is not yet recorded of these rows.
 
   Args:
@@ -99,8 +115,10 @@ def run_rows(workdir: str | Path, rows: Sequence[Row], seeds: Sequence[int], *, 
     placement.use_cores(protocol_config(protocol))
   configs = {row: config_of(row, rounds=rounds, data_dir=data_dir) for row in rows}
   by_name = {_name(row): row for row in rows}
-  groups = {name: [Part(folder_of(workdir, row, seed) / "result.json", with_fields(configs[row], seed=seed), seed=seed) for seed in seeds]
-            for name, row in by_name.items()}
+  groups = {
+    name: [Part(folder_of(workdir, row, seed) / "result.json", with_fields(configs[row], seed=seed), seed=seed) for seed in seeds]
+    for name, row in by_name.items()
+  }
   for row, config in configs.items():
     if row.protocol not in datasets:
       datasets[row.protocol] = load(config)
@@ -135,8 +153,9 @@ def _run_row(workdir, row, config, seeds, dataset):
       base, gated = (folder_of(workdir, row._replace(method=method), seed) for method in (BASE, GATED))
       by_seed[seed] = {"meta_model": str(base), "sparsity_of": str(gated)}
       if not all((folder / "result.json").is_file() for folder in (base, gated)):
-        outcomes[record(seed)] = FileNotFoundError(f"{row.method} needs the finished runs {base.name} of {base.parent.name} and of "
-                                                   f"{gated.parent.name}.")
+        outcomes[record(seed)] = FileNotFoundError(
+          f"{row.method} needs the finished runs {base.name} of {base.parent.name} and of {gated.parent.name}."
+        )
   ready = {seed: folder_of(workdir, row, seed) for seed in seeds if record(seed) not in outcomes}
   if ready:
     found = run_seeds(config, ready, dataset, quiet=True, by_seed=by_seed)

@@ -8,8 +8,21 @@ from ml_collections import ConfigDict
 from experiments.config import registry
 from experiments.config.fields import CONFIGS, check_known
 
-__all__ = ["BASE", "CLASSES", "CURVES", "EXTRA", "GATED", "PROTOCOL_LABELS", "TABLES", "Row", "Table", "is_pruning", "label_of", "protocol_config",
-           "rows_of"]
+__all__ = [
+  "BASE",
+  "CLASSES",
+  "CURVES",
+  "EXTRA",
+  "GATED",
+  "PROTOCOL_LABELS",
+  "TABLES",
+  "Row",
+  "Table",
+  "is_pruning",
+  "label_of",
+  "protocol_config",
+  "rows_of",
+]
 
 
 class Row(NamedTuple):
@@ -38,52 +51,76 @@ class Table(NamedTuple):
 
 
 PROTOCOL_LABELS = {
-    "digits": "Digits",
-    "mnist": "MNIST", "cifar10": "CIFAR-10", "cifar10_moderate": "CIFAR-10, moderate local data",
-    "cifar10_small": "CIFAR-10, small local data", "cifar100": "CIFAR-100, small local data", "har": "Human activity, people as tasks"}
+  "digits": "Digits",
+  "mnist": "MNIST",
+  "cifar10": "CIFAR-10",
+  "cifar10_moderate": "CIFAR-10, moderate local data",
+  "cifar10_small": "CIFAR-10, small local data",
+  "cifar100": "CIFAR-100, small local data",
+  "har": "Human activity, people as tasks",
+}
 
 # Among how many classes a network of each protocol decides.
 CLASSES = {"digits": 10, "mnist": 10, "cifar10": 10, "cifar10_moderate": 10, "cifar10_small": 10, "cifar100": 100, "har": 6}
+
 
 def _training(protocol, *rows):
   return tuple(Row(protocol, method, steps, seconds) for method, steps, seconds in rows)
 
 
 def _adaptation(protocol, ungated, snip, gated):
-  return (Row(protocol, "metagater_ungated", 1, ungated), Row(protocol, "metasnip_weight", 1, snip),
-          Row(protocol, "metasnip_channel"), Row(protocol, "metagater", 1, gated))
+  return (
+    Row(protocol, "metagater_ungated", 1, ungated),
+    Row(protocol, "metasnip_weight", 1, snip),
+    Row(protocol, "metasnip_channel"),
+    Row(protocol, "metagater", 1, gated),
+  )
 
 
 def _four(protocol, fedavg, per_fedavg, ungated, gated):
-  return _training(protocol, ("fedavg", 1, fedavg), ("per_fedavg", 1, per_fedavg), ("metagater_ungated", 1, ungated),
-                   ("metagater", 1, gated))
+  return _training(protocol, ("fedavg", 1, fedavg), ("per_fedavg", 1, per_fedavg), ("metagater_ungated", 1, ungated), ("metagater", 1, gated))
 
 
 # Rows that the paper does not have. With one local step FedProx is FedAvg, and Reptile is FedAvg at another rate.
-EXTRA = _training("mnist", ("fedavg", 2, None), ("per_fedavg", 2, None), ("fedprox", 2, None), ("reptile", 2, None),
-                  ("pfedme", 1, None), ("pfedme", 2, None))
+EXTRA = _training(
+  "mnist", ("fedavg", 2, None), ("per_fedavg", 2, None), ("fedprox", 2, None), ("reptile", 2, None), ("pfedme", 1, None), ("pfedme", 2, None)
+)
 
 TABLES = {
-    "1": Table("Meta-models via federated meta-learning", "training", (
-        *_training("mnist", ("fedavg", 1, 396), ("per_fedavg", 1, 920), ("metagater_ungated", 1, 763),
-                   ("metagater_ungated", 2, 1417)), *EXTRA,
-        *_training("cifar10", ("fedavg", 1, 1139), ("per_fedavg", 1, 2056), ("metagater_ungated", 1, 1186),
-                   ("metagater_ungated", 2, 2046), ("metagater", 1, 1960), ("metagater", 2, 3719)))),
-    "2": Table("Fast adaptation on CIFAR-10", "adaptation", _adaptation("cifar10", 1.2, 1.4, 1.03)),
-    "3": Table("Meta-models with moderate local data", "training", _four("cifar10_moderate", 1677, 3098, 1939, 2558)),
-    "4": Table("Fast adaptation with moderate local data", "adaptation", _adaptation("cifar10_moderate", 1.6, 1.5, 1.4)),
-    "5": Table("Meta-models with small local data", "training", (
-        *_four("cifar10_small", 187, 339, 189, 356), *_four("cifar100", 192, 367, 208, 399))),
-    "6": Table("Fast adaptation with small local data", "adaptation", (
-        *_adaptation("cifar10_small", 0.56, 0.55, 0.51), *_adaptation("cifar100", 0.61, 0.57, 0.52))),
-    "har": Table("Meta-models of people's activities (not in the paper)", "training", (
-        *_four("har", None, None, None, None), Row("har", "metagater_dropout"))),
-    "har_adaptation": Table("Fast adaptation to people never seen (not in the paper)", "adaptation", _adaptation("har", None, None, None)),
+  "1": Table(
+    "Meta-models via federated meta-learning",
+    "training",
+    (
+      *_training("mnist", ("fedavg", 1, 396), ("per_fedavg", 1, 920), ("metagater_ungated", 1, 763), ("metagater_ungated", 2, 1417)),
+      *EXTRA,
+      *_training(
+        "cifar10",
+        ("fedavg", 1, 1139),
+        ("per_fedavg", 1, 2056),
+        ("metagater_ungated", 1, 1186),
+        ("metagater_ungated", 2, 2046),
+        ("metagater", 1, 1960),
+        ("metagater", 2, 3719),
+      ),
+    ),
+  ),
+  "2": Table("Fast adaptation on CIFAR-10", "adaptation", _adaptation("cifar10", 1.2, 1.4, 1.03)),
+  "3": Table("Meta-models with moderate local data", "training", _four("cifar10_moderate", 1677, 3098, 1939, 2558)),
+  "4": Table("Fast adaptation with moderate local data", "adaptation", _adaptation("cifar10_moderate", 1.6, 1.5, 1.4)),
+  "5": Table("Meta-models with small local data", "training", (*_four("cifar10_small", 187, 339, 189, 356), *_four("cifar100", 192, 367, 208, 399))),
+  "6": Table(
+    "Fast adaptation with small local data",
+    "adaptation",
+    (*_adaptation("cifar10_small", 0.56, 0.55, 0.51), *_adaptation("cifar100", 0.61, 0.57, 0.52)),
+  ),
+  "har": Table(
+    "Meta-models of people's activities (not in the paper)", "training", (*_four("har", None, None, None, None), Row("har", "metagater_dropout"))
+  ),
+  "har_adaptation": Table("Fast adaptation to people never seen (not in the paper)", "adaptation", _adaptation("har", None, None, None)),
 }
 
 # Figure 4: accuracy over rounds, one panel per protocol, in these methods.
-CURVES = {"mnist": ("fedavg", "per_fedavg", "metagater_ungated"),
-          "cifar10": ("fedavg", "per_fedavg", "metagater_ungated", "metagater")}
+CURVES = {"mnist": ("fedavg", "per_fedavg", "metagater_ungated"), "cifar10": ("fedavg", "per_fedavg", "metagater_ungated", "metagater")}
 
 
 def rows_of(tables) -> list[Row]:

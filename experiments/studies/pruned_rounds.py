@@ -26,11 +26,19 @@ __all__ = ["PROTOCOL", "SCORES", "reproduce"]
 PROTOCOL = "cifar10_anp"
 # Name in the table to fields of `prune`.
 SCORES: dict[str, dict[str, Any]] = {"none": {"score": "none", "sparsity": 0.0}} | {
-    name: ANP_SCORES[name].fields for name in ("anp", "anp_signed", "snip", "magnitude")}
+  name: ANP_SCORES[name].fields for name in ("anp", "anp_signed", "snip", "magnitude")
+}
 
 
-def reproduce(workdir: str | Path, *, scores: Sequence[str] = tuple(SCORES), seeds: Sequence[int] = (1, 2, 3),
-              config: ConfigDict | None = None, dataset: Dataset | None = None, log=print) -> dict[str, Any]:
+def reproduce(
+  workdir: str | Path,
+  *,
+  scores: Sequence[str] = tuple(SCORES),
+  seeds: Sequence[int] = (1, 2, 3),
+  config: ConfigDict | None = None,
+  dataset: Dataset | None = None,
+  log=print,
+) -> dict[str, Any]:
   """Runs what is not yet recorded.
 
   Args:
@@ -57,16 +65,20 @@ def reproduce(workdir: str | Path, *, scores: Sequence[str] = tuple(SCORES), see
   for score in scores:
     configs[score] = with_fields(config, eval_every=config.rounds)
     configs[score].prune.update(SCORES[score])
-    groups[score] = [Part(workdir / f"{score}-seed-{seed}" / "result.json", check_config(with_fields(configs[score], seed=seed)), seed=seed)
-                     for seed in seeds]
+    groups[score] = [
+      Part(workdir / f"{score}-seed-{seed}" / "result.json", check_config(with_fields(configs[score], seed=seed)), seed=seed) for seed in seeds
+    ]
 
   def run(score, parts):
     outcomes = run_seeds(configs[score], {part.seed: part.record.parent for part in parts}, dataset, quiet=True)
     return {part.record: outcomes[part.seed] for part in parts}
 
   def line(score, outcomes, seconds):
-    return f"{ANP_SCORES[score].label}: " + ", ".join(
-        f"{100 * read_result(part.record.parent)['accuracy']['mean']:.2f} %" for part in groups[score]) + f" ({seconds:.0f} s)"
+    return (
+      f"{ANP_SCORES[score].label}: "
+      + ", ".join(f"{100 * read_result(part.record.parent)['accuracy']['mean']:.2f} %" for part in groups[score])
+      + f" ({seconds:.0f} s)"
+    )
 
   make_folder(workdir)
   carry_out(groups, run, defaults=base_config(), line=line, log=log)

@@ -22,8 +22,9 @@ from experiments.runs.records import load_model, read_config, read_result, summa
 __all__ = ["curve_of_run"]
 
 
-def curve_of_run(run: str | Path, sparsities: Sequence[float], data_dir: str | None = None, log: Callable[[str], None] = print, *,
-                 by: str | None = None) -> list[dict[str, Any]]:
+def curve_of_run(
+  run: str | Path, sparsities: Sequence[float], data_dir: str | None = None, log: Callable[[str], None] = print, *, by: str | None = None
+) -> list[dict[str, Any]]:
   """Per wanted sparsity: accuracy, sparsity, MACs and parameters of the target tasks, and κ where there is one.
 
   Args:
@@ -50,8 +51,9 @@ def curve_of_run(run: str | Path, sparsities: Sequence[float], data_dir: str | N
   check_known("sparsity_by", config.sparsity_by, mg.personalize.SPARSITY_BY)
   dataset = load(config)
   tasks = make_tasks(config, dataset)
-  population = mg.make_population(dataset.images, np.asarray(dataset.labels), tasks.partition,
-                                  (config.pixel_mean, config.pixel_std), classes=dataset.classes)
+  population = mg.make_population(
+    dataset.images, np.asarray(dataset.labels), tasks.partition, (config.pixel_mean, config.pixel_std), classes=dataset.classes
+  )
   network = registry.make_network(config, dataset.classes)
   model = jax.tree.map(jnp.asarray, load_model(run)[0])
   calibration_tasks = jnp.asarray(tasks.calibration(config.calibration_tasks))
@@ -60,16 +62,28 @@ def curve_of_run(run: str | Path, sparsities: Sequence[float], data_dir: str | N
   def measure(wanted, model, population, tasks, targets):
     personalizer = registry.make_personalizer(config, network, target_sparsity=wanted)
     kappa = personalizer.calibrate(model, population, tasks)
-    return kappa, mg.evaluate_targets(network, personalizer, model, population, targets, kappa, chunk=config.chunk,
-                                      task_axis=registry.evaluation_axis(config, network))[1]
+    return kappa, mg.evaluate_targets(
+      network, personalizer, model, population, targets, kappa, chunk=config.chunk, task_axis=registry.evaluation_axis(config, network)
+    )[1]
 
   points = []
   for wanted in sparsities:
     kappa, after = jax.device_get(measure(wanted, model, population, calibration_tasks, jnp.asarray(tasks.target)))
-    points.append({"wanted": wanted, "by": config.sparsity_by, "threshold": None if kappa is None else float(kappa), "seed": config.seed,
-                   "accuracy": summary(after.accuracy), "sparsity": summary(after.sparsity),
-                   "macs": float(after.macs.mean()), "parameters": float(after.parameters.mean()),
-                   "conditional": float(np.mean(mg.personalize.conditional(after.on_rate)))})
-    log(f"{run}: wanted {wanted:.2f} by {config.sparsity_by}, sparsity {after.sparsity.mean():.3f} ± {spread(after.sparsity) or 0:.3f} over tasks, "
-        f"accuracy {after.accuracy.mean():.4f}")
+    points.append(
+      {
+        "wanted": wanted,
+        "by": config.sparsity_by,
+        "threshold": None if kappa is None else float(kappa),
+        "seed": config.seed,
+        "accuracy": summary(after.accuracy),
+        "sparsity": summary(after.sparsity),
+        "macs": float(after.macs.mean()),
+        "parameters": float(after.parameters.mean()),
+        "conditional": float(np.mean(mg.personalize.conditional(after.on_rate))),
+      }
+    )
+    log(
+      f"{run}: wanted {wanted:.2f} by {config.sparsity_by}, sparsity {after.sparsity.mean():.3f} ± {spread(after.sparsity) or 0:.3f} over tasks, "
+      f"accuracy {after.accuracy.mean():.4f}"
+    )
   return points

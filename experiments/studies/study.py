@@ -19,6 +19,7 @@ from experiments.runs.records import read_config, write_json
 
 __all__ = ["Part", "carry_out", "check_seeds", "parse_seeds", "settings_of"]
 
+
 class Part(NamedTuple):
   """A part of a study that is recorded on its own.
 
@@ -48,9 +49,15 @@ def settings_of(part: Part) -> dict[str, Any]:
   return {name: value for name, value in fields.items() if name not in FREE}
 
 
-def carry_out(groups: Mapping[str, Sequence[Part]], run: Callable[[str, list[Part]], Mapping[Path, Any]], *, defaults: ConfigDict | None = None,
-              line: Callable[[str, Mapping[Path, Any], float], str] | None = None, log: Callable[[str], None] = print, keep_going: bool = False
-              ) -> None:
+def carry_out(
+  groups: Mapping[str, Sequence[Part]],
+  run: Callable[[str, list[Part]], Mapping[Path, Any]],
+  *,
+  defaults: ConfigDict | None = None,
+  line: Callable[[str, Mapping[Path, Any], float], str] | None = None,
+  log: Callable[[str], None] = print,
+  keep_going: bool = False,
+) -> None:
   """Runs what is not recorded.
 
   Args:

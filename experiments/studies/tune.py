@@ -69,9 +69,13 @@ class Tuner:
     for seed in seeds:
       population = with_fields(config, seed=int(seed), validation_tasks=validation_tasks)
       self.tasks.append((int(seed), make_tasks(population, dataset, tuning=True)))
-    self.populations = mg.data.make_populations(dataset.images, np.asarray(dataset.labels),
-                                           [tasks.partition for _, tasks in self.tasks],
-                                           (config.pixel_mean, config.pixel_std), classes=dataset.classes)
+    self.populations = mg.data.make_populations(
+      dataset.images,
+      np.asarray(dataset.labels),
+      [tasks.partition for _, tasks in self.tasks],
+      (config.pixel_mean, config.pixel_std),
+      classes=dataset.classes,
+    )
     self.network, self.classes = registry.make_network(config, dataset.classes), dataset.classes
     self.image_shape = dataset.images.shape[1:]
     self._start = jax.jit(self._init)
@@ -85,21 +89,32 @@ class Tuner:
     states = [self._start(settings, jnp.asarray(seed)) for seed, _ in self.tasks]
     done = 0
     for end in sorted({max(1, self.config.rounds // part) for part in _LOOKS}):
-      trained = [self._train(settings, state, population, jnp.asarray(tasks.training), rounds=end - done)
-                 for state, (_, tasks), population in zip(states, self.tasks, self.populations)]
+      trained = [
+        self._train(settings, state, population, jnp.asarray(tasks.training), rounds=end - done)
+        for state, (_, tasks), population in zip(states, self.tasks, self.populations)
+      ]
       (states, models), done = zip(*trained), end
       yield done, list(models), *self.accuracies(models, settings)
 
-  def accuracies(self, models: Sequence[mg.Model], settings: Mapping[str, Any], personalizer: str | None = None
-                 ) -> tuple[np.ndarray, dict[str, float]]:
+  def accuracies(
+    self, models: Sequence[mg.Model], settings: Mapping[str, Any], personalizer: str | None = None
+  ) -> tuple[np.ndarray, dict[str, float]]:
     """Accuracy on the validation tasks by adaptation rate, mean over tasks and seeds, with the config's personalizer or another; and the value of
     the setting that the personalizer has beside its rate, if any, that was best at one usual rate. What is no number counts as 0."""
     personalizer = personalizer or self.config.personalizer
 
     def at(rates, own):
       measure = partial(self._measure, settings={**settings, **own}, rates=jnp.asarray(rates), personalizer=personalizer)
-      return np.nan_to_num(np.mean([np.asarray(measure(model, population, jnp.asarray(tasks.validation)))
-                                    for model, population, (_, tasks) in zip(models, self.populations, self.tasks)], axis=0))
+      return np.nan_to_num(
+        np.mean(
+          [
+            np.asarray(measure(model, population, jnp.asarray(tasks.validation)))
+            for model, population, (_, tasks) in zip(models, self.populations, self.tasks)
+          ],
+          axis=0,
+        )
+      )
+
     grid, own = registry.PERSONALIZERS[personalizer].grid, {}
     if grid is not None:
       name, values = grid
@@ -119,21 +134,36 @@ class Tuner:
 
   def _rounds(self, settings, state, population, training, rounds):
     config, network, algorithm = self._algorithm(settings)
-    state, _ = mg.run_rounds(algorithm, state, population, training, rounds=rounds, cohort=config.cohort, batch_size=config.batch_size,
-                             weighted=config.weighted, task_axis=registry.train_axis(self.config, network, algorithm))
+    state, _ = mg.run_rounds(
+      algorithm,
+      state,
+      population,
+      training,
+      rounds=rounds,
+      cohort=config.cohort,
+      batch_size=config.batch_size,
+      weighted=config.weighted,
+      task_axis=registry.train_axis(self.config, network, algorithm),
+    )
     return state, algorithm.deploy(state.server)
 
   def _accuracies(self, model, population, validation, settings, rates, personalizer):
-    make = lambda **changes: registry.make_personalizer(registry.with_changes(self.config, **settings, personalizer=personalizer), self.network,
-                                                        **changes)
+    make = lambda **changes: registry.make_personalizer(
+      registry.with_changes(self.config, **settings, personalizer=personalizer), self.network, **changes
+    )
     # The rate is of the adaptation alone: what is calibrated does not depend on it.
     calibration = make().calibrate(model, population, validation)
 
     def one(task):
       # Under vmap what does not depend on the rate (the gradient at the meta-model) is computed once for all rates.
-      return jax.vmap(lambda rate: mg.evaluate_task(
-          self.network, make(adapt_lr=rate).adapt(model, population.train(task), calibration), population.test(task), chunk=self.config.chunk
-      ).accuracy)(rates)
+      return jax.vmap(
+        lambda rate: (
+          mg.evaluate_task(
+            self.network, make(adapt_lr=rate).adapt(model, population.train(task), calibration), population.test(task), chunk=self.config.chunk
+          ).accuracy
+        )
+      )(rates)
+
     return mg.core.map_tasks(one, validation, "map").mean(0)
 
 
@@ -143,8 +173,16 @@ _TOLERANCE = 0.005
 _LOOKS = (4, 2, 1)
 
 
-def tune_method(config: ConfigDict, name: str, *, local_steps: int, seeds: Sequence[int], trials: int,
-                rates: Sequence[float] = adaptation_rates(), report: Callable[[str], None] = print) -> list[dict[str, Any]]:
+def tune_method(
+  config: ConfigDict,
+  name: str,
+  *,
+  local_steps: int,
+  seeds: Sequence[int],
+  trials: int,
+  rates: Sequence[float] = adaptation_rates(),
+  report: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
   """The tuned settings of a method with its trials, and of what prunes its meta-models at a target.
 
   Args:
@@ -170,18 +208,37 @@ def tune_method(config: ConfigDict, name: str, *, local_steps: int, seeds: Seque
       reached = [accuracies.max() for _, _, accuracies, _ in looks]
       rounds, models, accuracies, own = looks[int(np.argmax(np.array(reached) >= max(reached) - _TOLERANCE))]
       rate = int(accuracies.argmax())
-      found[number] = {**settings, **own, "adapt_lr": rates[rate], "rounds": rounds, "accuracy": round(float(accuracies[rate]), 4),
-                       "accuracies": {str(done): round(float(value), 4) for (done, *_), value in zip(looks, reached)}}, models
+      found[number] = (
+        {
+          **settings,
+          **own,
+          "adapt_lr": rates[rate],
+          "rounds": rounds,
+          "accuracy": round(float(accuracies[rate]), 4),
+          "accuracies": {str(done): round(float(value), 4) for (done, *_), value in zip(looks, reached)},
+        },
+        models,
+      )
       report(f"{config.name} {name} K={local_steps}: {found[number][0]} ({time.perf_counter() - start:.0f} s)")
     better = sorted(running, key=lambda number: -max(found[number][0]["accuracies"].values()))
-    running = {number: running[number] for number in sorted(better[:(len(better) + 1) // 2])}
+    running = {number: running[number] for number in sorted(better[: (len(better) + 1) // 2])}
   trial_records = [found[number][0] for number in sorted(found)]
   best = max((found[number] for number in sorted(found)), key=lambda one: one[0]["accuracy"])
   settings = {key: value for key, value in best[0].items() if key not in ("accuracy", "accuracies")}
-  entry = {"algorithm": method.algorithm, "gated": method.gated, "local_steps": local_steps, "settings": settings,
-           "validation_accuracy": best[0]["accuracy"], "meta_trainings": trials * len(seeds),
-           "adaptation_rates": len(rates), "rounds": config.rounds, "seeds": list(map(int, seeds)),
-           "validation_tasks": len(tuner.tasks[0][1].validation), "seconds": round(time.perf_counter() - start, 1), "trials": trial_records}
+  entry = {
+    "algorithm": method.algorithm,
+    "gated": method.gated,
+    "local_steps": local_steps,
+    "settings": settings,
+    "validation_accuracy": best[0]["accuracy"],
+    "meta_trainings": trials * len(seeds),
+    "adaptation_rates": len(rates),
+    "rounds": config.rounds,
+    "seeds": list(map(int, seeds)),
+    "validation_tasks": len(tuner.tasks[0][1].validation),
+    "seconds": round(time.perf_counter() - start, 1),
+    "trials": trial_records,
+  }
   entries = [entry]
   for pruner, other in registry.methods().items():
     if is_pruning(pruner) and (other.algorithm, other.gated) == (method.algorithm, method.gated) and config.gated_layers:
@@ -203,15 +260,26 @@ def method_config(config: ConfigDict, name: str, local_steps: int) -> ConfigDict
   """The checked config of a method in a protocol, with its defaults in the place of what was tuned."""
   method = registry.methods()[name]
   if not config.tuning_fraction:
-    raise ConfigError(f"{config.name} keeps no images for choosing settings: all of them are in the tasks of runs. Set its tuning_fraction "
-                      "(0.25, say).")
-  return check_config(with_fields(config, algorithm=method.algorithm, gated=method.gated, personalizer=method.personalizer,
-                                  local_steps=local_steps, tuned=None))
+    raise ConfigError(
+      f"{config.name} keeps no images for choosing settings: all of them are in the tasks of runs. Set its tuning_fraction (0.25, say)."
+    )
+  return check_config(
+    with_fields(config, algorithm=method.algorithm, gated=method.gated, personalizer=method.personalizer, local_steps=local_steps, tuned=None)
+  )
 
 
-def reproduce(workdir: str | Path, out: Path, configs: Mapping[str, ConfigDict], *, methods: Sequence[str] | None = None,
-              local_steps: Sequence[int] = (1,), seeds: Sequence[int] = (100,), trials: int = 8, rates: Sequence[float] = adaptation_rates(),
-              log: Callable[[str], None] = print) -> None:
+def reproduce(
+  workdir: str | Path,
+  out: Path,
+  configs: Mapping[str, ConfigDict],
+  *,
+  methods: Sequence[str] | None = None,
+  local_steps: Sequence[int] = (1,),
+  seeds: Sequence[int] = (100,),
+  trials: int = 8,
+  rates: Sequence[float] = adaptation_rates(),
+  log: Callable[[str], None] = print,
+) -> None:
   """Tunes what is not yet recorded in `workdir`, and writes each protocol's settings to `out/PROTOCOL.json`.
 
   Args:

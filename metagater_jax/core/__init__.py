@@ -11,5 +11,20 @@ from metagater_jax.core.random import row_keys, sample_positions
 from metagater_jax.core.tasks import TASK_AXIS, map_tasks, sum_over_tasks, task_axes, task_mesh
 from metagater_jax.core.trees import Model, Params, leaf_name, like, named_leaves, precision_of
 
-__all__ = ["TASK_AXIS", "Model", "Params", "check_one_of", "leaf_name", "lift", "like", "map_tasks", "named_leaves", "precision_of", "row_keys",
-           "sample_positions", "sum_over_tasks", "task_axes", "task_mesh"]
+__all__ = [
+  "TASK_AXIS",
+  "Model",
+  "Params",
+  "check_one_of",
+  "leaf_name",
+  "lift",
+  "like",
+  "map_tasks",
+  "named_leaves",
+  "precision_of",
+  "row_keys",
+  "sample_positions",
+  "sum_over_tasks",
+  "task_axes",
+  "task_mesh",
+]

@@ -52,11 +52,12 @@ def resolve_task_axis(task_axis: str | int, mergeable: bool = False) -> str | in
   if task_axis in task_axes(mergeable) or (type(task_axis) is int and task_axis > 0):
     return task_axis
   if task_axis == "merged":
-    raise ValueError("task_axis 'merged' needs an algorithm whose mean update is that on the merged batch: one local step of "
-                     "plain gradient descent, on a loss whose attribute `rowwise` says that rows do not see each other. "
-                     "Use 'vmap', 'map' or a number of tasks.")
-  raise ValueError("task_axis must be 'auto', 'vmap', 'map', 'merged' or a positive number of tasks, got "
-                   f"{task_axis!r}.")
+    raise ValueError(
+      "task_axis 'merged' needs an algorithm whose mean update is that on the merged batch: one local step of "
+      "plain gradient descent, on a loss whose attribute `rowwise` says that rows do not see each other. "
+      "Use 'vmap', 'map' or a number of tasks."
+    )
+  raise ValueError(f"task_axis must be 'auto', 'vmap', 'map', 'merged' or a positive number of tasks, got {task_axis!r}.")
 
 
 def map_tasks(function: Callable[[Any], Any], tasks: Any, how: str | int = "auto") -> Any:
@@ -113,12 +114,11 @@ def sum_over_tasks(function: Callable[[Any], Any], tasks: Any, share: jax.Array,
   blocks, rest = divmod(count, together)
   if blocks <= 1 and not rest:
     return block(tasks, share)
-  whole = jax.tree.map(lambda x: x[:count - rest].reshape(blocks, together, *x.shape[1:]), (tasks, share))
-  first = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(
-      lambda whole: block(*jax.tree.map(lambda x: x[0], whole)), whole))
+  whole = jax.tree.map(lambda x: x[: count - rest].reshape(blocks, together, *x.shape[1:]), (tasks, share))
+  first = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda whole: block(*jax.tree.map(lambda x: x[0], whole)), whole))
   total, _ = jax.lax.scan(lambda total, x: (jax.tree.map(jnp.add, total, block(*x)), None), first, whole)
   if rest:
-    total = jax.tree.map(jnp.add, total, block(*jax.tree.map(lambda x: x[count - rest:], (tasks, share))))
+    total = jax.tree.map(jnp.add, total, block(*jax.tree.map(lambda x: x[count - rest :], (tasks, share))))
   return total
 
 

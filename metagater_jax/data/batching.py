@@ -81,8 +81,12 @@ def microbatched(loss: Loss, rows: int) -> Loss:
       is_primal = lambda x: isinstance(x, jax.custom_derivatives.CustomVJPPrimal)
       params, batch, keys, captured = jax.tree.map(lambda x: x.value, arguments, is_leaf=is_primal)
       if any(x.perturbed for x in jax.tree.leaves(arguments[1:], is_leaf=is_primal)):  # a gradient to the batch or to what the loss captures
-        value, pull = jax.vjp(lambda params, batch, captured: summed(
-            lambda batch, keys: lifted(captured, params, batch, keys), parts_of(batch, keys)), params, batch, captured)
+        value, pull = jax.vjp(
+          lambda params, batch, captured: summed(lambda batch, keys: lifted(captured, params, batch, keys), parts_of(batch, keys)),
+          params,
+          batch,
+          captured,
+        )
         return value, {"pull": pull}
       value, gradient = summed(lambda *part: jax.value_and_grad(lifted, 1)(captured, params, *part), parts_of(batch, keys))
       return value, {"gradient": gradient}
@@ -96,11 +100,13 @@ def microbatched(loss: Loss, rows: int) -> Loss:
     value = jax.custom_vjp(lambda params, batch, keys, captured: summed(lambda *part: lifted(captured, params, *part), parts_of(batch, keys)))
     value.defvjp(forward, back, symbolic_zeros=True)
     return value(params, batch, keys, captured)
+
   return whole_batch
 
 
-def full_batch_gradient(loss: Loss, params: Params, data: TaskData | Batch, chunk: int = 64, key: jax.Array | None = None
-                        ) -> tuple[jax.Array, Params]:
+def full_batch_gradient(
+  loss: Loss, params: Params, data: TaskData | Batch, chunk: int = 64, key: jax.Array | None = None
+) -> tuple[jax.Array, Params]:
   """The loss over all of a task's samples and its gradient, summed over chunks so that memory stays bounded.
 
   Args:
@@ -158,6 +164,5 @@ def mean_over_task(measure: Callable[[Batch], Any], data: TaskData | Batch, chun
     return jax.tree.map(lambda x: jnp.tensordot(batch.weight, x, axes=1), measure(batch))
 
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, 0))
-  total = jax.lax.fori_loop(0, (data.count + chunk - 1) // chunk,
-                            lambda i, total: jax.tree.map(jnp.add, total, sums(i)), zeros)
+  total = jax.lax.fori_loop(0, (data.count + chunk - 1) // chunk, lambda i, total: jax.tree.map(jnp.add, total, sums(i)), zeros)
   return jax.tree.map(lambda x: x / data.count, total)

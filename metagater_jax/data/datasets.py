@@ -19,8 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Dataset", "DatasetError", "cache_directory", "default_data_dir", "load_dataset", "load_omniglot",
-           "prepare_dataset"]
+__all__ = ["Dataset", "DatasetError", "cache_directory", "default_data_dir", "load_dataset", "load_omniglot", "prepare_dataset"]
 
 _EMBEDDED = "digits"
 _CACHE_FORMAT = 2  # part of the cache's key: raise it when what is stored changes
@@ -69,8 +68,7 @@ def load_dataset(name: str, data_dir: str | os.PathLike | None = None) -> Datase
   if not {"image", "label"} <= set(features) or None in features["image"].shape:
     raise DatasetError(f"'{name}' is not a set of labelled images of one shape; its features are {sorted(features)}.")
   folder = _cached(name, builder, sorted(builder.info.splits, key=lambda split: (split != "train", split)))
-  return Dataset(name, np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy", mmap_mode="r"),
-                 features["label"].num_classes)
+  return Dataset(name, np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy", mmap_mode="r"), features["label"].num_classes)
 
 
 def load_omniglot(data_dir: str | os.PathLike | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
@@ -95,6 +93,7 @@ def load_omniglot(data_dir: str | os.PathLike | None = None) -> tuple[np.ndarray
 
 def _reduced(image):
   from PIL import Image  # reads the images of TFDS, so it is there
+
   strokes = 255 * (image[..., 0] == 0).astype(np.uint8)  # paper is 1 or 255, by how the set was stored
   return np.asarray(Image.fromarray(strokes).resize((28, 28), Image.Resampling.BOX))[..., None]
 
@@ -130,6 +129,7 @@ def cache_directory() -> Path:
 
 def _load_digits():
   from sklearn.datasets import load_digits  # an extra: only experiments on this set need scikit-learn
+
   digits = load_digits()
   images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
   return Dataset(_EMBEDDED, images, digits.target.astype(np.int32), 10)
@@ -139,9 +139,10 @@ def _tfds():
   try:
     import tensorflow_datasets as tfds  # an extra, and slow to import
   except ImportError as error:
-    raise DatasetError(f"tensorflow-datasets cannot be imported ({error}). It needs importlib_resources, which its release "
-                       "4.9.10 forgets to require: pip install tensorflow-datasets importlib_resources array_record"
-                       ) from error
+    raise DatasetError(
+      f"tensorflow-datasets cannot be imported ({error}). It needs importlib_resources, which its release "
+      "4.9.10 forgets to require: pip install tensorflow-datasets importlib_resources array_record"
+    ) from error
   return tfds
 
 
@@ -150,8 +151,9 @@ def _builder(name, data_dir):
   known = [_EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
   if name not in known:
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    raise DatasetError(f"unknown dataset '{name}'; " + (f"did you mean {' or '.join(nearest)}?" if nearest else
-                       "give 'digits' or the name of a TFDS data set."))
+    raise DatasetError(
+      f"unknown dataset '{name}'; " + (f"did you mean {' or '.join(nearest)}?" if nearest else "give 'digits' or the name of a TFDS data set.")
+    )
   directory = Path(default_data_dir() if data_dir is None else data_dir).expanduser()
   if data_dir is not None and not directory.is_dir():
     raise DatasetError(f"the data directory {directory} does not exist.")
@@ -178,15 +180,23 @@ def _how_to_prepare(name, data_dir):
   there = sorted(p.name for p in directory.iterdir() if p.is_dir() and p.name != "downloads") if directory.is_dir() else []
   option = "" if data_dir is None else f" --data_dir={data_dir}"
   python = sys.executable or "python"
-  return (f"'{name}' is not in the data directory {directory} (it holds: {', '.join(there) or 'nothing'}). "
-          "TFDS needs TensorFlow to prepare it, once. From the checkout, this installs that and downloads the set:\n"
-          f"  {python} -m pip install -e '.[prepare]' && {python} -m metagater_jax.data.prepare {name}{option}")
+  return (
+    f"'{name}' is not in the data directory {directory} (it holds: {', '.join(there) or 'nothing'}). "
+    "TFDS needs TensorFlow to prepare it, once. From the checkout, this installs that and downloads the set:\n"
+    f"  {python} -m pip install -e '.[prepare]' && {python} -m metagater_jax.data.prepare {name}{option}"
+  )
 
 
 def _cached(name, builder, splits, convert=lambda image: image, shape=None, more=()):
   """The folder with the decoded arrays of these splits: images (converted to `shape`), labels, and `more` integer features."""
-  source = json.dumps([_CACHE_FORMAT, name, str(builder.version), [(s, builder.info.splits[s].num_examples,
-                       sum(f.stat().st_size for f in map(Path, builder.info.splits[s].filepaths))) for s in splits]])
+  source = json.dumps(
+    [
+      _CACHE_FORMAT,
+      name,
+      str(builder.version),
+      [(s, builder.info.splits[s].num_examples, sum(f.stat().st_size for f in map(Path, builder.info.splits[s].filepaths))) for s in splits],
+    ]
+  )
   folder = cache_directory() / f"{name}-{builder.version}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
   shape = shape or builder.info.features["image"].shape
   count = sum(builder.info.splits[s].num_examples for s in splits)
@@ -197,9 +207,11 @@ def _cached(name, builder, splits, convert=lambda image: image, shape=None, more
     try:
       _decode_into(folder, builder, splits, convert, shapes, more)
     except OSError as error:
-      raise DatasetError(f"the decoded images of '{name}' cannot be written to {folder.parent} ({error.strerror or error}). Set the environment "
-                         "variable METAGATER_CACHE to a folder that can be written and has "
-                         f" {sum(map(_bytes, shapes.values())) / 2**20:,.0f} MB.") from error
+      raise DatasetError(
+        f"the decoded images of '{name}' cannot be written to {folder.parent} ({error.strerror or error}). Set the environment "
+        "variable METAGATER_CACHE to a folder that can be written and has "
+        f" {sum(map(_bytes, shapes.values())) / 2**20:,.0f} MB."
+      ) from error
   return folder
 
 
@@ -241,8 +253,9 @@ def _decode_into(folder, builder, splits, convert, shapes, more, block=512):
       try:
         source = builder.as_data_source(split=split)
       except Exception as error:  # a set that was prepared as TFRecord, which only TensorFlow reads
-        raise DatasetError(f"'{builder.name}' in {builder.data_dir} cannot be read without TensorFlow ({error}). "
-                           "Prepare it as array_record in another data directory.") from error
+        raise DatasetError(
+          f"'{builder.name}' in {builder.data_dir} cannot be read without TensorFlow ({error}). Prepare it as array_record in another data directory."
+        ) from error
 
       def fill(start, source=source, count=count, offset=offset):
         rows = range(start, min(start + block, count))
@@ -254,10 +267,12 @@ def _decode_into(folder, builder, splits, convert, shapes, more, block=512):
       with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # image decoders release the GIL
         try:
           list(pool.map(fill, range(0, count, block)))
-        except Exception as error:  # noqa: BLE001 -- whatever the reader of a format raises for a file that is cut off or damaged
+        except Exception as error:
           files = ", ".join(map(str, builder.info.splits[split].filepaths))
-          raise DatasetError(f"'{builder.name}' cannot be read: a record of split '{split}' is damaged or cut off ({type(error).__name__}: "
-                             f"{error}). Its files are {files}; fetch them again.") from error
+          raise DatasetError(
+            f"'{builder.name}' cannot be read: a record of split '{split}' is damaged or cut off ({type(error).__name__}: "
+            f"{error}). Its files are {files}; fetch them again."
+          ) from error
       offset += count
     if images.max(initial=0) == 1:  # 1-bit images: some decoders give 0 and 255, others 0 and 1
       images *= 255

@@ -66,8 +66,14 @@ def windows_of(samples: dict[str, np.ndarray], *, window: int, step: int) -> Dat
     raise DatasetError(f"no activity lasts for a window of {window} samples.")
   images = samples["signal"][starts[:, None] + np.arange(window)].astype(np.float32)
   first = recording[starts] * (int(position.max()) + window + 1) + position[starts]  # recordings one after the other, on one axis of time
-  return Dataset("har", images, label[starts].astype(np.int32) - 1, len(ACTIVITIES), groups=samples["user"][starts].astype(np.int32) - 1,
-                 spans=np.stack([first, first + window - 1], axis=1))
+  return Dataset(
+    "har",
+    images,
+    label[starts].astype(np.int32) - 1,
+    len(ACTIVITIES),
+    groups=samples["user"][starts].astype(np.int32) - 1,
+    spans=np.stack([first, first + window - 1], axis=1),
+  )
 
 
 def _read(folder):
@@ -78,8 +84,10 @@ def _read(folder):
       if (raw / "labels.txt").is_file():
         return _from_text(raw)
   there = ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "which does not exist"
-  raise DatasetError(f"'har' is neither hapt.npz nor RawData/labels.txt in {folder} ({there or 'which is empty'}). Download the data set from "
-                     f"{_SOURCE}, unpack it, and give its folder as data_dir.")
+  raise DatasetError(
+    f"'har' is neither hapt.npz nor RawData/labels.txt in {folder} ({there or 'which is empty'}). Download the data set from "
+    f"{_SOURCE}, unpack it, and give its folder as data_dir."
+  )
 
 
 def _from_arrays(path):
@@ -98,8 +106,9 @@ def _from_text(folder):
     parts, signals = [], {}
     for recording, user, activity, first, last in stretches:
       if recording not in signals:
-        signals[recording] = np.concatenate([np.loadtxt(folder / f"{sensor}_exp{recording:02d}_user{user:02d}.txt", dtype=np.float32, ndmin=2)
-                                             for sensor in ("acc", "gyro")], axis=1)
+        signals[recording] = np.concatenate(
+          [np.loadtxt(folder / f"{sensor}_exp{recording:02d}_user{user:02d}.txt", dtype=np.float32, ndmin=2) for sensor in ("acc", "gyro")], axis=1
+        )
       rows = np.arange(first - 1, last)
       full = lambda value, rows=rows: np.full(len(rows), value)
       parts.append({"signal": signals[recording][rows], "label": full(activity), "user": full(user), "recording": full(recording), "position": rows})

@@ -8,8 +8,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["Partition", "draw_sizes", "partition_by_dirichlet", "partition_by_group", "partition_by_label", "split_groups",
-           "split_samples", "split_tasks"]
+__all__ = [
+  "Partition",
+  "draw_sizes",
+  "partition_by_dirichlet",
+  "partition_by_group",
+  "partition_by_label",
+  "split_groups",
+  "split_samples",
+  "split_tasks",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +41,10 @@ class Partition:
   @classmethod
   def from_json(cls, tasks: Sequence[dict]) -> "Partition":
     """The inverse of `to_json`."""
-    return cls(tuple(np.asarray(task["train"], np.int64) for task in tasks),
-               tuple(np.asarray(task["test"], np.int64) for task in tasks))
+    return cls(tuple(np.asarray(task["train"], np.int64) for task in tasks), tuple(np.asarray(task["test"], np.int64) for task in tasks))
 
 
-def draw_sizes(rng: np.random.Generator, tasks: int, size_range: tuple[int, int], available: float,
-               fill: bool = True) -> np.ndarray:
+def draw_sizes(rng: np.random.Generator, tasks: int, size_range: tuple[int, int], available: float, fill: bool = True) -> np.ndarray:
   """Numbers of train samples of each task, log-normal, clipped to the range and scaled to the data there is.
 
   The log-normal's median is the geometric mean of the range, and the range spans ± 1.5 of its standard deviations.
@@ -61,8 +67,10 @@ def draw_sizes(rng: np.random.Generator, tasks: int, size_range: tuple[int, int]
   if not 1 <= low <= high:
     raise ValueError(f"size_range must be two numbers with 1 <= smallest <= largest, got {tuple(size_range)}.")
   if low * tasks > available:
-    raise ValueError(f"the data cannot fill size_range={tuple(size_range)}: {tasks} tasks of at least {low} train samples "
-                     f"need {low * tasks}, there are {int(available)}; use fewer tasks or a smaller range.")
+    raise ValueError(
+      f"the data cannot fill size_range={tuple(size_range)}: {tasks} tasks of at least {low} train samples "
+      f"need {low * tasks}, there are {int(available)}; use fewer tasks or a smaller range."
+    )
   drawn = np.sqrt(low * high) * np.exp(rng.normal(size=tasks) * np.log(high / low) / 3)
   sizes = lambda scale: np.clip(drawn * scale, low, high)
   if sizes(1.0).sum() <= available and not fill:
@@ -74,8 +82,17 @@ def draw_sizes(rng: np.random.Generator, tasks: int, size_range: tuple[int, int]
   return np.floor(sizes(smallest)).astype(int)
 
 
-def partition_by_label(labels: np.ndarray, *, tasks: int, labels_per_task: int, size_range: tuple[int, int], seed: int,
-                       test_fraction: float = 0.25, fill: bool = True, cyclic: bool = False) -> Partition:
+def partition_by_label(
+  labels: np.ndarray,
+  *,
+  tasks: int,
+  labels_per_task: int,
+  size_range: tuple[int, int],
+  seed: int,
+  test_fraction: float = 0.25,
+  fill: bool = True,
+  cyclic: bool = False,
+) -> Partition:
   """Each task holds samples of a few labels only: the papers' setting, after pFedMe's data generator.
 
   Sizes come from `draw_sizes`; a task's samples are spread over its labels as evenly as the data allows, and labels are
@@ -107,30 +124,32 @@ def partition_by_label(labels: np.ndarray, *, tasks: int, labels_per_task: int, 
     raise ValueError(f"labels_per_task is {labels_per_task}, but the data has {len(classes)} classes.")
   low, high = size_range
   if low < labels_per_task:
-    raise ValueError(f"size_range starts at {low}, but a task of {labels_per_task} labels has at least one train sample of "
-                     "each.")
+    raise ValueError(f"size_range starts at {low}, but a task of {labels_per_task} labels has at least one train sample of each.")
   keep = 1 - test_fraction
   # Labels run out one by one, so the last tasks may not find enough of any when all that is there is asked for: then
   # ask for a little less of it.
   share, shortfall = 1.0, None
   while low * tasks <= len(labels) * keep * share or shortfall is None:
     sizes = draw_sizes(np.random.default_rng([seed, 2]), tasks, size_range, len(labels) * keep * share, fill)
-    demand, shortfall = _choose_labels(np.random.default_rng([seed, 3]), sizes, [len(pool) for pool in pools],
-                                       labels_per_task, test_fraction, low, cyclic)
+    demand, shortfall = _choose_labels(
+      np.random.default_rng([seed, 3]), sizes, [len(pool) for pool in pools], labels_per_task, test_fraction, low, cyclic
+    )
     if shortfall is None:
       break
     share *= 0.98
   else:
-    raise ValueError(f"the data cannot fill size_range={tuple(size_range)} with {tasks} tasks of {labels_per_task} labels "
-                     f"each: a task got {shortfall} train samples; use fewer tasks, more labels per task, or a smaller "
-                     "range.")
+    raise ValueError(
+      f"the data cannot fill size_range={tuple(size_range)} with {tasks} tasks of {labels_per_task} labels "
+      f"each: a task got {shortfall} train samples; use fewer tasks, more labels per task, or a smaller "
+      "range."
+    )
 
   used = np.zeros(len(pools), int)
   parts = []
   for wishes in demand:
     train, test = [], []
     for label, count in wishes:
-      samples = pools[label][used[label]:used[label] + count]
+      samples = pools[label][used[label] : used[label] + count]
       used[label] += count
       cut = _train_part(count, test_fraction)
       train.append(samples[:cut])
@@ -139,8 +158,9 @@ def partition_by_label(labels: np.ndarray, *, tasks: int, labels_per_task: int, 
   return _assemble(rng, parts)
 
 
-def partition_by_dirichlet(labels: np.ndarray, *, tasks: int, concentration: float, seed: int,
-                           test_fraction: float = 0.25, smallest: int = 8) -> Partition:
+def partition_by_dirichlet(
+  labels: np.ndarray, *, tasks: int, concentration: float, seed: int, test_fraction: float = 0.25, smallest: int = 8
+) -> Partition:
   """Each class is spread over the tasks in proportions drawn from Dirichlet(concentration) (Hsu et al. 2019).
 
   A small concentration gives tasks few labels, a large one gives all tasks the same mixture. A label of which a task
@@ -168,20 +188,26 @@ def partition_by_dirichlet(labels: np.ndarray, *, tasks: int, concentration: flo
   rng = np.random.default_rng(seed)
   _, pools = _shuffled_by_class(rng, labels)
   for _ in range(1000):
-    counts = np.stack([np.diff(np.floor(np.cumsum(np.append(0, p)) * len(pool) + 1e-9)).astype(int)
-                       for pool, p in zip(pools, rng.dirichlet(np.full(tasks, concentration), len(pools)))])
+    counts = np.stack(
+      [
+        np.diff(np.floor(np.cumsum(np.append(0, p)) * len(pool) + 1e-9)).astype(int)
+        for pool, p in zip(pools, rng.dirichlet(np.full(tasks, concentration), len(pools)))
+      ]
+    )
     held = np.where(counts < 2, 0, counts)
     if held.sum(0).min() >= smallest:
       break
   else:
-    raise ValueError(f"no draw gave each of {tasks} tasks {smallest} samples at concentration={concentration}; use fewer "
-                     "tasks, a larger concentration or a smaller `smallest`.")
+    raise ValueError(
+      f"no draw gave each of {tasks} tasks {smallest} samples at concentration={concentration}; use fewer "
+      "tasks, a larger concentration or a smaller `smallest`."
+    )
   parts = []
   starts = np.cumsum(np.concatenate([np.zeros((len(pools), 1), int), counts], axis=1), axis=1)
   for task in range(tasks):
     train, test = [], []
     for label, pool in enumerate(pools):
-      samples = pool[starts[label, task]:starts[label, task] + held[label, task]]
+      samples = pool[starts[label, task] : starts[label, task] + held[label, task]]
       if len(samples):
         cut = _train_part(len(samples), test_fraction)
         train.append(samples[:cut])
@@ -190,8 +216,9 @@ def partition_by_dirichlet(labels: np.ndarray, *, tasks: int, concentration: flo
   return _assemble(rng, parts)
 
 
-def partition_by_group(groups: np.ndarray, labels: np.ndarray, spans: np.ndarray | None = None, *, test_fraction: float = 0.25,
-                       seed: int = 0) -> Partition:
+def partition_by_group(
+  groups: np.ndarray, labels: np.ndarray, spans: np.ndarray | None = None, *, test_fraction: float = 0.25, seed: int = 0
+) -> Partition:
   """Each task is one group of the data: a person, a device, a place. Of each label of a group the last samples are its test data.
 
   Samples that overlap in time are nearly the same. So the order of samples is that of time, train and test data of a task are split at a moment,
@@ -239,8 +266,7 @@ def partition_by_group(groups: np.ndarray, labels: np.ndarray, spans: np.ndarray
   return Partition(tuple(train), tuple(test))
 
 
-def split_tasks(tasks: int, targets: int, seed: int, *, validation: int = 0, seen: bool = False
-                ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def split_tasks(tasks: int, targets: int, seed: int, *, validation: int = 0, seen: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Which tasks meta-training uses, which are for choosing settings, and which are targets, as three sorted arrays.
 
   Args:
@@ -256,8 +282,10 @@ def split_tasks(tasks: int, targets: int, seed: int, *, validation: int = 0, see
     ValueError: if none is left for meta-training.
   """
   if not 1 <= targets <= tasks or validation < 0 or tasks - validation - (0 if seen else targets) < 1:
-    raise ValueError(f"target_tasks is {targets} and validation_tasks {validation}, but there are {tasks} tasks, of which "
-                     "at least one must be left for meta-training.")
+    raise ValueError(
+      f"target_tasks is {targets} and validation_tasks {validation}, but there are {tasks} tasks, of which "
+      "at least one must be left for meta-training."
+    )
   order = np.random.default_rng([seed, 1]).permutation(tasks)
   target, held_out, rest = np.split(order, [targets, targets + validation])
   return np.sort(np.concatenate([rest, target]) if seen else rest), np.sort(held_out), np.sort(target)
@@ -301,7 +329,7 @@ def split_groups(groups: np.ndarray, fraction: float, seed: int = 0) -> tuple[np
   """
   _check_split(fraction, "groups")
   there = np.random.default_rng([seed, 5]).permutation(np.unique(groups))
-  second = np.isin(groups, there[:round(fraction * len(there))])
+  second = np.isin(groups, there[: round(fraction * len(there))])
   return np.flatnonzero(~second), np.flatnonzero(second)
 
 
@@ -324,8 +352,7 @@ def _choose_labels(rng, train_sizes, available, labels_per_task, test_fraction, 
       chosen = (task + np.arange(labels_per_task)) % len(left)
     else:
       chosen = np.argsort(-left * rng.uniform(0.8, 1.0, len(left)))[:labels_per_task]
-    wanted = [n + max(1, round(n * test_fraction / (1 - test_fraction)))
-              for n in _even(train_sizes[task], labels_per_task)]
+    wanted = [n + max(1, round(n * test_fraction / (1 - test_fraction))) for n in _even(train_sizes[task], labels_per_task)]
     held = _take(np.array(wanted), left[chosen])
     train = sum(_train_part(n, test_fraction) for n in held)
     if train < low or held.min() < 2:

@@ -15,8 +15,22 @@ from metagater_jax.core.checks import check_counts
 from metagater_jax.core.random import sample_positions
 from metagater_jax.data.partition import Partition
 
-__all__ = ["Batch", "Episode", "Minibatches", "Pool", "Population", "TaskData", "check_partition", "check_samples", "make_population",
-           "make_populations", "make_task", "own_positions", "sample_batch", "to_float"]
+__all__ = [
+  "Batch",
+  "Episode",
+  "Minibatches",
+  "Pool",
+  "Population",
+  "TaskData",
+  "check_partition",
+  "check_samples",
+  "make_population",
+  "make_populations",
+  "make_task",
+  "own_positions",
+  "sample_batch",
+  "to_float",
+]
 
 
 class Batch(NamedTuple):
@@ -167,8 +181,9 @@ def to_float(images: jax.Array, scale: jax.Array | tuple[float, float] = _SCALE)
   return (images.astype(jnp.float32) / 255 - scale[0]) / scale[1] if images.dtype == jnp.uint8 else images
 
 
-def make_population(images: np.ndarray, labels: np.ndarray, partition: Partition, scale: tuple[float, float] = _SCALE, *,
-                    classes: int | None = None) -> Population:
+def make_population(
+  images: np.ndarray, labels: np.ndarray, partition: Partition, scale: tuple[float, float] = _SCALE, *, classes: int | None = None
+) -> Population:
   """A population from any arrays: bring your own data.
 
   Args:
@@ -188,8 +203,9 @@ def make_population(images: np.ndarray, labels: np.ndarray, partition: Partition
   return make_populations(images, labels, [partition], scale, classes=classes)[0]
 
 
-def make_populations(images: np.ndarray, labels: np.ndarray, partitions: Sequence[Partition], scale: tuple[float, float] = _SCALE, *,
-                     classes: int | None = None) -> list[Population]:
+def make_populations(
+  images: np.ndarray, labels: np.ndarray, partitions: Sequence[Partition], scale: tuple[float, float] = _SCALE, *, classes: int | None = None
+) -> list[Population]:
   """Several populations of one data set that share the pool and have the same shapes, so that one program serves all.
 
   Arguments and errors as in `make_population`.
@@ -214,8 +230,9 @@ def make_populations(images: np.ndarray, labels: np.ndarray, partitions: Sequenc
   pool, pool_labels = jnp.asarray(chosen), jnp.asarray(labels[samples])
   scale = jnp.asarray(np.array(scale, np.float32))
   longest = [max(len(part) for p in partitions for part in getattr(p, name)) for name in ("train", "test")]
-  padded = [[_pad([np.searchsorted(samples, part) for part in parts], length)
-             for parts, length in zip((p.train, p.test), longest)] for p in partitions]
+  padded = [
+    [_pad([np.searchsorted(samples, part) for part in parts], length) for parts, length in zip((p.train, p.test), longest)] for p in partitions
+  ]
   return [Population(pool, pool_labels, *map(jnp.asarray, (*train, *test)), scale) for train, test in padded]
 
 
@@ -265,8 +282,10 @@ def check_samples(images: np.ndarray, labels: np.ndarray, *, classes: int | None
   if not len(labels):
     raise ValueError("there are no samples.")
   if dtype != np.uint8 and not jnp.issubdtype(dtype, jnp.floating):
-    raise ValueError(f"images must be uint8 (pixels 0 … 255, which are scaled) or floats (which are taken as they are), got {dtype}. Convert "
-                     "them: images.astype(np.float32) / their largest value, say.")
+    raise ValueError(
+      f"images must be uint8 (pixels 0 … 255, which are scaled) or floats (which are taken as they are), got {dtype}. Convert "
+      "them: images.astype(np.float32) / their largest value, say."
+    )
   if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
     first = "" if labels.ndim != 1 or not labels.size else f" (the first is {labels[0]!r})"
     raise ValueError(f"labels must be integers of shape (samples,), got {labels.dtype}{list(labels.shape)}{first}.")
@@ -280,8 +299,10 @@ def check_samples(images: np.ndarray, labels: np.ndarray, *, classes: int | None
     there = np.unique(labels)
     if len(there) != there[-1] + 1:
       missing = int(np.setdiff1d(np.arange(there[-1]), there)[0])
-      raise ValueError(f"labels must be 0 … n − 1, but no sample has {missing} while the largest is {there[-1]}. Say how many classes the "
-                       f"network has (classes={there[-1] + 1}), or number them anew: np.unique(labels, return_inverse=True)[1].")
+      raise ValueError(
+        f"labels must be 0 … n − 1, but no sample has {missing} while the largest is {there[-1]}. Say how many classes the "
+        f"network has (classes={there[-1] + 1}), or number them anew: np.unique(labels, return_inverse=True)[1]."
+      )
   return labels.astype(np.int32)
 
 
@@ -311,8 +332,9 @@ def check_partition(partition: Partition, samples: int) -> Partition:
       if part.min() < 0:
         raise ValueError(f"the {name} part of task {task} names sample {part.min()}; samples are numbered from 0.")
       if part.max() >= samples:
-        raise ValueError(f"the {name} part of task {task} names sample {part.max()}, but the data set has {samples}; the partition belongs to "
-                         "another one.")
+        raise ValueError(
+          f"the {name} part of task {task} names sample {part.max()}, but the data set has {samples}; the partition belongs to another one."
+        )
   return Partition(**parts)
 
 
@@ -347,5 +369,5 @@ def _pad(parts, length):
   counts = np.array([len(part) for part in parts], np.int32)
   index = np.zeros((len(parts), length), np.int32)
   for row, part in zip(index, parts):
-    row[:len(part)] = part
+    row[: len(part)] = part
   return index, counts

@@ -9,5 +9,19 @@ from metagater_jax.deploy.onnx import to_onnx
 from metagater_jax.deploy.signature import Signature, adaptation, device_loss, inference
 from metagater_jax.deploy.tflite import quantize_tflite, to_stablehlo, to_tflite
 
-__all__ = ["BudgetAdaptation", "Compact", "Cutting", "Signature", "adaptation", "compact", "device_loss", "inference", "kept_channels",
-           "quantize_tflite", "to_onnx", "to_stablehlo", "to_tflite", "within_budget"]
+__all__ = [
+  "BudgetAdaptation",
+  "Compact",
+  "Cutting",
+  "Signature",
+  "adaptation",
+  "compact",
+  "device_loss",
+  "inference",
+  "kept_channels",
+  "quantize_tflite",
+  "to_onnx",
+  "to_stablehlo",
+  "to_tflite",
+  "within_budget",
+]

@@ -32,9 +32,18 @@ class BudgetAdaptation(NamedTuple):
   cutting: Cutting
 
 
-def within_budget(network: GatedNetwork, image_shape: tuple[int, ...], keep: Mapping[str, int], *, gate_lr: float = 10.0, lr: float = 0.05,
-                  steps: int = 1, gate_steps: int = 1, loss_of: Callable[[GatedNetwork], Loss] = classification_loss, chunk: int = 64
-                  ) -> BudgetAdaptation:
+def within_budget(
+  network: GatedNetwork,
+  image_shape: tuple[int, ...],
+  keep: Mapping[str, int],
+  *,
+  gate_lr: float = 10.0,
+  lr: float = 0.05,
+  steps: int = 1,
+  gate_steps: int = 1,
+  loss_of: Callable[[GatedNetwork], Loss] = classification_loss,
+  chunk: int = 64,
+) -> BudgetAdaptation:
   """`two_stage(keep=…)` whose second stage runs on the kept channels alone.
 
   Stage I takes a step of the gates; of each layer the channels of the highest mean log-odds on the task's data are kept, always on; stage II
@@ -66,8 +75,11 @@ def within_budget(network: GatedNetwork, image_shape: tuple[int, ...], keep: Map
   def adapt(params, data):
     params = adapt_gate(loss_of(network), params, data, lr=gate_lr, steps=gate_steps, chunk=chunk)
     log_odds = mean_over_task(lambda batch: network.outputs(params, batch.images).log_odds, data, chunk)
-    index = {cutting.groups[maker[gate]]: _numbers(highest_first(log_odds[gate]) < keep[gate], keep[gate])
-             for gate in network.gated_layers if maker[gate] in cutting.groups}
+    index = {
+      cutting.groups[maker[gate]]: _numbers(highest_first(log_odds[gate]) < keep[gate], keep[gate])
+      for gate in network.gated_layers
+      if maker[gate] in cutting.groups
+    }
     small = cutting.take(params, index)
     loss = lambda backbone, batch, key: small_loss({**small, "backbone": backbone}, batch, key)
     return {**small, "backbone": gradient_steps(loss, small["backbone"], data, lr=lr, steps=steps, chunk=chunk)}, index

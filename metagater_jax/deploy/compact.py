@@ -40,8 +40,9 @@ class Compact(NamedTuple):
   kept: dict[str, np.ndarray]
 
 
-def kept_channels(network: GatedNetwork, model: Model, image_shape: tuple[int, ...], data: TaskData | Batch | None = None, *,
-                  threshold: float = 0.0, chunk: int = 64) -> dict[str, np.ndarray]:
+def kept_channels(
+  network: GatedNetwork, model: Model, image_shape: tuple[int, ...], data: TaskData | Batch | None = None, *, threshold: float = 0.0, chunk: int = 64
+) -> dict[str, np.ndarray]:
   """Which channels of each layer an adapted model can use.
 
   Off is a channel whose gate is off for every input (W₂'s column is zero and b₂ ≤ 0), whose filter and biases a mask removes, or, where
@@ -63,8 +64,10 @@ def kept_channels(network: GatedNetwork, model: Model, image_shape: tuple[int, .
   """
   gate = model.params.get("gate", {}) if isinstance(model.params, Mapping) else {}
   if not gate and model.mask is None:
-    raise ValueError("kept_channels: this model has neither gates nor a mask, so there is nothing to cut out. Adapt a gated network with two_stage, "
-                     "or prune one by channel with metasnip.")
+    raise ValueError(
+      "kept_channels: this model has neither gates nor a mask, so there is nothing to cut out. Adapt a gated network with two_stage, "
+      "or prune one by channel with metasnip."
+    )
   if not 0 <= threshold < 1:
     raise ValueError(f"kept_channels: threshold must lie in [0, 1), got {threshold}.")
   on = {layer: np.asarray((own["W2"] != 0).any(0) | (own["b2"] > 0)) for layer, own in gate.items()}
@@ -114,22 +117,26 @@ class Cutting:
       if not 1 <= count <= self._layers[name].outputs:
         raise ValueError(f"compact: {name} has {self._layers[name].outputs} channels and must keep at least 1 of them, got {count}.")
       if widths.setdefault(joined[name], count) != count:
-        raise ValueError(f"compact: the outputs of {name} are added to another layer's, so both keep the same channels, but one is to keep "
-                         f"{widths[joined[name]]} and the other {count}.")
+        raise ValueError(
+          f"compact: the outputs of {name} are added to another layer's, so both keep the same channels, but one is to keep "
+          f"{widths[joined[name]]} and the other {count}."
+        )
     self.groups = {name: joined[name] for name in self._layers if widths.get(joined[name], self._layers[name].outputs) < self._layers[name].outputs}
     self._widths = {group: widths[group] for group in set(self.groups.values())}
     gates = tuple(layer for layer in network.gated_layers if layer not in drop_gates)
     self._reader = {gate: next(layer for layer in layers if layer.name == gate or layer.name.startswith(f"{gate}/")) for gate in gates}
     self._maker = {gate: next(layer for layer in layers if gate in layer.modules) for gate in gates}
     lost = lambda source: self._layers[source].outputs - self._widths[self.groups[source]] if source in self.groups else 0
-    absent = {gate: sum(map(lost, self._own_sources(reader)))
-              for gate, reader in self._reader.items()}
+    absent = {gate: sum(map(lost, self._own_sources(reader))) for gate, reader in self._reader.items()}
     before = network.backbone
     whole, sizes = (before.backbone, dict(before.features)) if isinstance(before, Resized) else (before, {})
     sizes |= {name: self._widths[group] for name, group in self.groups.items()}
     self.network = dataclasses.replace(
-        network, backbone=Resized(whole, tuple(sizes.items())) if sizes else whole, gated_layers=gates,
-        absent=tuple((gate, count + dict(network.absent).get(gate, 0)) for gate, count in absent.items() if count or gate in dict(network.absent)))
+      network,
+      backbone=Resized(whole, tuple(sizes.items())) if sizes else whole,
+      gated_layers=gates,
+      absent=tuple((gate, count + dict(network.absent).get(gate, 0)) for gate, count in absent.items() if count or gate in dict(network.absent)),
+    )
 
   def take(self, params: Params, index: Mapping[str, jax.Array]) -> Params:
     """The smaller network's parameters.
@@ -159,8 +166,8 @@ class Cutting:
       if reads is not None:
         channels = jnp.arange(reader.input_shape[-1])
         gone = ~(channels[:, None] == reads[None]).any(1)
-        old = own["W1"][len(channels):].sum(0)  # what was cut out before
-        own = {**own, "W1": jnp.concatenate([jnp.take(own["W1"], reads, axis=0), (gone @ own["W1"][:len(channels)] + old)[None]])}
+        old = own["W1"][len(channels) :].sum(0)  # what was cut out before
+        own = {**own, "W1": jnp.concatenate([jnp.take(own["W1"], reads, axis=0), (gone @ own["W1"][: len(channels)] + old)[None]])}
       if maker in self.groups:
         kept = index[self.groups[maker]]
         own = {**own, "W2": jnp.take(own["W2"], kept, axis=1), "b2": jnp.take(own["b2"], kept)}
@@ -201,13 +208,22 @@ class Cutting:
       start += width
     channels = jnp.concatenate(parts)
     if inputs % start:
-      raise ValueError(f"compact: '{layer.name}' reads {inputs} numbers, which are no whole number of times the {start} channels of "
-                       f"{', '.join(sources)}; something between them changes channels.")
+      raise ValueError(
+        f"compact: '{layer.name}' reads {inputs} numbers, which are no whole number of times the {start} channels of "
+        f"{', '.join(sources)}; something between them changes channels."
+      )
     return (jnp.arange(inputs // start)[:, None] * start + channels).ravel()  # flattened: the channels of each place after each other
 
 
-def compact(network: GatedNetwork, model: Model, image_shape: tuple[int, ...], kept: Mapping[str, np.ndarray] | None = None, *,
-            drop_gates: bool = False, multiple: int = 1) -> Compact:
+def compact(
+  network: GatedNetwork,
+  model: Model,
+  image_shape: tuple[int, ...],
+  kept: Mapping[str, np.ndarray] | None = None,
+  *,
+  drop_gates: bool = False,
+  multiple: int = 1,
+) -> Compact:
   """A model without the channels that a task does not use.
 
   The outputs are the model's, to round-off, for every input whose masks lie in what is kept. That what lies between the layers lets channels be cut
@@ -257,7 +273,7 @@ def compact(network: GatedNetwork, model: Model, image_shape: tuple[int, ...], k
       warnings.warn(f"compact: every channel of {group} is off; one is kept, as zeros, so that the network stays connected.", stacklevel=2)
       used[0] = True
     if not used.all() and multiple > 1:
-      used[np.flatnonzero(~used)[:-used.sum() % multiple]] = True
+      used[np.flatnonzero(~used)[: -used.sum() % multiple]] = True
   index = {group: np.flatnonzero(used) for group, used in together.items()}
   counts = {layer.name: len(index[joined[layer.name]]) for layer in layers if layer.name != layers[-1].name or layer.name in kept}
   gone = []
@@ -279,16 +295,20 @@ def _check(network, params, found, image_shape, gone):
   whole = dataclasses.replace(network, gated_layers=tuple(layer for layer in network.gated_layers if layer not in gone))
   problem = None
   try:
-    expected, actual = (jax.jit(lambda params, own=own: own.apply(params, images)[0])(own_params)
-                        for own, own_params in ((whole, params), (found.network, found.params)))
+    expected, actual = (
+      jax.jit(lambda params, own=own: own.apply(params, images)[0])(own_params)
+      for own, own_params in ((whole, params), (found.network, found.params))
+    )
     scale = float(jnp.abs(expected).max()) + 1e-6
     if expected.shape != actual.shape or not float(jnp.abs(expected - actual).max()) < 1e-3 * scale:
       problem = "their outputs differ"
   except (ValueError, TypeError) as error:
     problem = str(error).partition("\n")[0]
   if problem:
-    raise ValueError(f"compact: channels of {', '.join(found.kept)} cannot be cut out of {type(network.backbone).__name__}: something beside "
-                     f"convolutions and dense layers, as a normalization over channels, depends on how many there are ({problem}).")
+    raise ValueError(
+      f"compact: channels of {', '.join(found.kept)} cannot be cut out of {type(network.backbone).__name__}: something beside "
+      f"convolutions and dense layers, as a normalization over channels, depends on how many there are ({problem})."
+    )
 
 
 def _module(tree, path):

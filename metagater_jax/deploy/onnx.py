@@ -40,11 +40,20 @@ def to_onnx(signature: Signature) -> bytes:
   for variable, name in zip(traced.jaxpr.outvars, signature.outputs, strict=True):
     graph.add("Identity", [graph.name(variable)], name=name)
   value = lambda name, aval: onnx.helper.make_tensor_value_info(
-      name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(aval.dtype)), [size if isinstance(size, int) else str(size) for size in aval.shape])
-  model = onnx.helper.make_model(onnx.helper.make_graph(
-      graph.nodes, "metagater", [value(name, variable.aval) for variable, name in names.items()],
-      [value(name, variable.aval) for variable, name in zip(traced.jaxpr.outvars, signature.outputs)], graph.used_constants()),
-      opset_imports=[onnx.helper.make_opsetid("", _OPSET)], ir_version=_IR, producer_name="metagater_jax")
+    name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(aval.dtype)), [size if isinstance(size, int) else str(size) for size in aval.shape]
+  )
+  model = onnx.helper.make_model(
+    onnx.helper.make_graph(
+      graph.nodes,
+      "metagater",
+      [value(name, variable.aval) for variable, name in names.items()],
+      [value(name, variable.aval) for variable, name in zip(traced.jaxpr.outvars, signature.outputs)],
+      graph.used_constants(),
+    ),
+    opset_imports=[onnx.helper.make_opsetid("", _OPSET)],
+    ir_version=_IR,
+    producer_name="metagater_jax",
+  )
   onnx.checker.check_model(model, full_check=True)
   return model.SerializeToString()
 
@@ -72,8 +81,9 @@ class _Graph:
         self.names[equation.outvars[0]] = _OPERATORS[equation.primitive.name](self, equation, *map(self.name, equation.invars))
       else:
         raise NotImplementedError(
-            f"to_onnx has no operator for '{equation.primitive.name}', which stands in {here or 'the function itself'}. "
-            f"It knows {', '.join(sorted(_OPERATORS))}; the StableHLO and .tflite exports know more.")
+          f"to_onnx has no operator for '{equation.primitive.name}', which stands in {here or 'the function itself'}. "
+          f"It knows {', '.join(sorted(_OPERATORS))}; the StableHLO and .tflite exports know more."
+        )
 
   def name(self, atom):
     if isinstance(atom, core.Literal):
@@ -126,8 +136,14 @@ def _convolution(graph, equation, x, kernel):
   if any(size != 1 for size in p["lhs_dilation"]) or p["batch_group_count"] != 1:
     raise NotImplementedError("to_onnx: transposed convolutions are not written yet.")
   (top, bottom), (left, right) = p["padding"]
-  out = graph.add("Conv", [graph.transpose(x, (0, 3, 1, 2)), graph.transpose(kernel, (3, 2, 0, 1))], strides=list(p["window_strides"]),
-                  pads=[top, left, bottom, right], dilations=list(p["rhs_dilation"]), group=p["feature_group_count"])
+  out = graph.add(
+    "Conv",
+    [graph.transpose(x, (0, 3, 1, 2)), graph.transpose(kernel, (3, 2, 0, 1))],
+    strides=list(p["window_strides"]),
+    pads=[top, left, bottom, right],
+    dilations=list(p["rhs_dilation"]),
+    group=p["feature_group_count"],
+  )
   return graph.transpose(out, (0, 2, 3, 1))
 
 
@@ -141,6 +157,7 @@ def _pool(operator: str) -> Callable:
     if operator == "AveragePool":  # JAX's is the sum
       found = graph.add("Mul", [found, graph.constant(np.float32(math.prod(window)))])
     return found
+
   return pool
 
 
@@ -196,18 +213,42 @@ def _power(graph, equation, x):
 
 _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint", "custom_vjp_call_jaxpr")
 _OPERATORS: dict[str, Callable[..., str]] = {
-    "add": _binary("Add"), "add_any": _binary("Add"), "sub": _binary("Sub"), "mul": _binary("Mul"), "div": _binary("Div"), "max": _binary("Max"),
-    "min": _binary("Min"), "gt": _binary("Greater"), "lt": _binary("Less"), "ge": _binary("GreaterOrEqual"), "le": _binary("LessOrEqual"),
-    "exp": _unary("Exp"), "log": _unary("Log"), "tanh": _unary("Tanh"), "logistic": _unary("Sigmoid"), "neg": _unary("Neg"), "sqrt": _unary("Sqrt"),
-    "abs": _unary("Abs"), "rsqrt": lambda graph, equation, x: graph.add("Reciprocal", [graph.add("Sqrt", [x])]),
-    "square": lambda graph, equation, x: graph.add("Mul", [x, x]), "integer_pow": _power,
-    "conv_general_dilated": _convolution, "reduce_window_max": _pool("MaxPool"), "reduce_window_sum": _pool("AveragePool"), "dot_general": _product,
-    "reshape": lambda graph, equation, x, *_: graph.reshape(x, equation.outvars[0].aval.shape),
-    "broadcast_in_dim": lambda graph, equation, x, *_: _broadcast(graph, equation, x),
-    "squeeze": lambda graph, equation, x: graph.reshape(x, equation.outvars[0].aval.shape),
-    "transpose": lambda graph, equation, x: graph.transpose(x, equation.params["permutation"]), "reduce_sum": _sum, "slice": _slice,
-    "convert_element_type": _convert,
-    "concatenate": lambda graph, equation, *parts: graph.add("Concat", list(parts), axis=equation.params["dimension"]), "pad": _pad,
-    "select_n": lambda graph, equation, which, no, yes: graph.add("Where", [which, yes, no]),
-    "stop_gradient": lambda graph, equation, x: x, "copy": lambda graph, equation, x: x, "name": lambda graph, equation, x: x,
+  "add": _binary("Add"),
+  "add_any": _binary("Add"),
+  "sub": _binary("Sub"),
+  "mul": _binary("Mul"),
+  "div": _binary("Div"),
+  "max": _binary("Max"),
+  "min": _binary("Min"),
+  "gt": _binary("Greater"),
+  "lt": _binary("Less"),
+  "ge": _binary("GreaterOrEqual"),
+  "le": _binary("LessOrEqual"),
+  "exp": _unary("Exp"),
+  "log": _unary("Log"),
+  "tanh": _unary("Tanh"),
+  "logistic": _unary("Sigmoid"),
+  "neg": _unary("Neg"),
+  "sqrt": _unary("Sqrt"),
+  "abs": _unary("Abs"),
+  "rsqrt": lambda graph, equation, x: graph.add("Reciprocal", [graph.add("Sqrt", [x])]),
+  "square": lambda graph, equation, x: graph.add("Mul", [x, x]),
+  "integer_pow": _power,
+  "conv_general_dilated": _convolution,
+  "reduce_window_max": _pool("MaxPool"),
+  "reduce_window_sum": _pool("AveragePool"),
+  "dot_general": _product,
+  "reshape": lambda graph, equation, x, *_: graph.reshape(x, equation.outvars[0].aval.shape),
+  "broadcast_in_dim": lambda graph, equation, x, *_: _broadcast(graph, equation, x),
+  "squeeze": lambda graph, equation, x: graph.reshape(x, equation.outvars[0].aval.shape),
+  "transpose": lambda graph, equation, x: graph.transpose(x, equation.params["permutation"]),
+  "reduce_sum": _sum,
+  "slice": _slice,
+  "convert_element_type": _convert,
+  "concatenate": lambda graph, equation, *parts: graph.add("Concat", list(parts), axis=equation.params["dimension"]),
+  "pad": _pad,
+  "select_n": lambda graph, equation, which, no, yes: graph.add("Where", [which, yes, no]),
+  "stop_gradient": lambda graph, equation, x: x,
+  "copy": lambda graph, equation, x: x,
+  "name": lambda graph, equation, x: x,
 }

@@ -50,8 +50,16 @@ def inference(network: GatedNetwork, params: Params, image_shape: tuple[int, ...
   return Signature(lambda images: (network.apply(params, images)[0],), {"images": images}, ("logits",))
 
 
-def adaptation(network: GatedNetwork, adapt: Callable[[Params, Batch], Params], params: Params, image_shape: tuple[int, ...], *, samples: int,
-               batch: int = 1, served: GatedNetwork | None = None) -> dict[str, Signature]:
+def adaptation(
+  network: GatedNetwork,
+  adapt: Callable[[Params, Batch], Params],
+  params: Params,
+  image_shape: tuple[int, ...],
+  *,
+  samples: int,
+  batch: int = 1,
+  served: GatedNetwork | None = None,
+) -> dict[str, Signature]:
   """A model that adapts where it runs, as three functions: a device calls `initial` for the meta-parameters, `adapt` with them and its own data, and
   `infer` with what comes out.
 
@@ -90,13 +98,18 @@ def adaptation(network: GatedNetwork, adapt: Callable[[Params, Batch], Params], 
     # What does not depend on the inputs (W₂ of gates that became constant) would be a constant of the file, equal ones the same one, and LiteRT.js
     # then knows only one of their names.
     tied = dict(zip(before, arrays))
-    return tuple(leaf + jnp.minimum(jnp.abs(tied[name]), 0) if name in tied and tied[name].shape == leaf.shape else leaf for name, leaf in found.items())
+    return tuple(
+      leaf + jnp.minimum(jnp.abs(tied[name]), 0) if name in tied and tied[name].shape == leaf.shape else leaf for name, leaf in found.items()
+    )
 
   def infer(*arrays):
     return (served.apply(_nested(after, arrays[:-1]), arrays[-1])[0],)
-  return {"initial": Signature(lambda: tuple(jnp.asarray(leaf) for leaf in before.values()), {}, tuple(before)),
-          "adapt": Signature(adapted, {**shapes(before), **data}, tuple(after), differentiates=True),
-          "infer": Signature(infer, {**shapes(after), "images": spec(batch, *image_shape)}, ("logits",))}
+
+  return {
+    "initial": Signature(lambda: tuple(jnp.asarray(leaf) for leaf in before.values()), {}, tuple(before)),
+    "adapt": Signature(adapted, {**shapes(before), **data}, tuple(after), differentiates=True),
+    "infer": Signature(infer, {**shapes(after), "images": spec(batch, *image_shape)}, ("logits",)),
+  }
 
 
 def device_loss(network: GatedNetwork) -> Loss:
@@ -108,10 +121,12 @@ def device_loss(network: GatedNetwork) -> Loss:
   Returns:
     The loss.
   """
+
   def loss(params, batch, key=None):
     logits, _ = network.apply(params, batch.images, key)
     losses = -(jax.nn.one_hot(batch.labels, logits.shape[-1]) * jax.nn.log_softmax(logits)).sum(-1)
     return jnp.sum(losses * batch.weight) / jnp.maximum(batch.weight.sum(), 1)
+
   loss.rowwise = network.rowwise
   return loss
 
@@ -131,8 +146,10 @@ def needs(package: str) -> ModuleType:
   try:
     return importlib.import_module(package)
   except ImportError as error:
-    raise ImportError(f"{package.partition('.')[0]} is missing, which files for devices need: pip install 'metagater_jax[deploy]', or "
-                      f"-r requirements-deploy.txt ({error})") from error
+    raise ImportError(
+      f"{package.partition('.')[0]} is missing, which files for devices need: pip install 'metagater_jax[deploy]', or "
+      f"-r requirements-deploy.txt ({error})"
+    ) from error
 
 
 def _flat(params):

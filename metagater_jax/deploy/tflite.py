@@ -61,8 +61,9 @@ def to_tflite(signatures: Mapping[str, Signature]) -> bytes:
       return api.export_flatbuffer_to_bytes(module.operation)
     except (ValueError, RuntimeError) as error:
       said = " ".join(line.strip() for line in str(error).splitlines()[:3])
-      raise NotImplementedError(f"to_tflite: LiteRT's converter cannot write this: {said}. Export StableHLO or ONNX, or write what it names "
-                                "with other operators.") from error
+      raise NotImplementedError(
+        f"to_tflite: LiteRT's converter cannot write this: {said}. Export StableHLO or ONNX, or write what it names with other operators."
+      ) from error
 
 
 def quantize_tflite(content: bytes, calibration: Mapping[str, np.ndarray], signature: str = "infer") -> bytes:

@@ -12,6 +12,29 @@ from metagater_jax.federated.pruned import PruningServer, federated_pruning
 from metagater_jax.federated.reptile import reptile
 from metagater_jax.federated.rounds import RoundPlan, federated_round, follow_plan, plan_rounds, run_rounds, sample_cohort
 
-__all__ = ["ClientUpdate", "FederatedAlgorithm", "FederatedState", "MetaGaterState", "PlannedRounds", "PruningServer", "RoundPlan", "TaskStore",
-           "averaging", "default_beta", "fedavg", "federated_init", "federated_pruning", "federated_round", "fedprox", "follow_plan",
-           "local_training", "metagater", "per_fedavg", "pfedme", "plan_rounds", "reptile", "run_rounds", "sample_cohort"]
+__all__ = [
+  "ClientUpdate",
+  "FederatedAlgorithm",
+  "FederatedState",
+  "MetaGaterState",
+  "PlannedRounds",
+  "PruningServer",
+  "RoundPlan",
+  "TaskStore",
+  "averaging",
+  "default_beta",
+  "fedavg",
+  "federated_init",
+  "federated_pruning",
+  "federated_round",
+  "fedprox",
+  "follow_plan",
+  "local_training",
+  "metagater",
+  "per_fedavg",
+  "pfedme",
+  "plan_rounds",
+  "reptile",
+  "run_rounds",
+  "sample_cohort",
+]

@@ -14,8 +14,7 @@ from metagater_jax.optim.local_solver import local_solve
 __all__ = ["averaging", "local_training"]
 
 
-def averaging(client_update: Callable[..., ClientUpdate], *, draws: int, server_lr: float = 1.0, mergeable: bool = False
-              ) -> FederatedAlgorithm:
+def averaging(client_update: Callable[..., ClientUpdate], *, draws: int, server_lr: float = 1.0, mergeable: bool = False) -> FederatedAlgorithm:
   """w ← w + ε mean_i (w_i − w) over the cohort.
 
   Args:
@@ -34,8 +33,9 @@ def averaging(client_update: Callable[..., ClientUpdate], *, draws: int, server_
   def server_update(w, mean_delta):
     return like(jax.tree.map(lambda w, d: w + server_lr * d, w, mean_delta), w)
 
-  return FederatedAlgorithm(init=lambda w: w, broadcast=lambda w: w, client_update=client_update, server_update=server_update,
-                            deploy=Model, draws=draws, mergeable=mergeable)
+  return FederatedAlgorithm(
+    init=lambda w: w, broadcast=lambda w: w, client_update=client_update, server_update=server_update, deploy=Model, draws=draws, mergeable=mergeable
+  )
 
 
 def local_training(loss: Loss, *, lr: float, steps: int, prox_weight: float = 0.0) -> Callable[..., ClientUpdate]:
@@ -59,4 +59,5 @@ def local_training(loss: Loss, *, lr: float, steps: int, prox_weight: float = 0.
   def client_update(w, draw):
     w_i, value = local_solve(loss, w, draw, optimizer=sgd, steps=steps, prox_weight=prox_weight)
     return ClientUpdate(jax.tree.map(lambda a, b: a - b, w_i, w), {"loss": value})
+
   return client_update

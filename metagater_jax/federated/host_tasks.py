@@ -65,8 +65,19 @@ class TaskStore:
       pages.madvise(mmap.MADV_DONTNEED)  # or each row that was ever read would count as this process's memory
     return np.asarray(out)
 
-  def rounds(self, key: jax.Array, training: np.ndarray, *, start: int, blocks: Sequence[int], cohort: int, batch_size: int,
-             draws: int = 1, weighted: bool = False, mesh: Mesh | None = None) -> Iterator[PlannedRounds]:
+  def rounds(
+    self,
+    key: jax.Array,
+    training: np.ndarray,
+    *,
+    start: int,
+    blocks: Sequence[int],
+    cohort: int,
+    batch_size: int,
+    draws: int = 1,
+    weighted: bool = False,
+    mesh: Mesh | None = None,
+  ) -> Iterator[PlannedRounds]:
     """Blocks of rounds from number `start` on, each with everything its clients draw; the next one is fetched meanwhile.
 
     Args:
@@ -75,8 +86,17 @@ class TaskStore:
       blocks: rounds in each block.
       mesh: over which the clients are spread; None: the default device.
     """
-    plan = jax.jit(partial(plan_rounds, cohort=cohort, batch_size=min(batch_size, self.longest), draws=draws,
-                           weighted=weighted, multiple=1 if mesh is None else mesh.size), static_argnames="rounds")
+    plan = jax.jit(
+      partial(
+        plan_rounds,
+        cohort=cohort,
+        batch_size=min(batch_size, self.longest),
+        draws=draws,
+        weighted=weighted,
+        multiple=1 if mesh is None else mesh.size,
+      ),
+      static_argnames="rounds",
+    )
     training, counts = np.asarray(training, np.int32), self.counts
 
     def prepare(start, rounds):
@@ -100,8 +120,7 @@ class TaskStore:
       shape = host.positions.shape
       images = jax.make_array_from_callback(shape + self.images.shape[1:], spread.args[0], partial(part, 0))
       labels = jax.make_array_from_callback(shape, spread.args[0], partial(part, 1))
-      return PlannedRounds(host._replace(share=spread(host.share)), spread(host.keys),
-                           Minibatches(None, images, labels, spread(host.weight)))
+      return PlannedRounds(host._replace(share=spread(host.share)), spread(host.keys), Minibatches(None, images, labels, spread(host.weight)))
 
     # One thread: what it does is to wait for the disk, and two would read what the memory was not promised for.
     with ThreadPoolExecutor(1) as thread:
@@ -119,17 +138,18 @@ class TaskStore:
     `shard_map`, with `PartitionSpec("tasks")` for all but `scale`); tasks are added, with share 0, until all have as many.
     """
     tasks = [int(task) for task in tasks]
-    select = lambda tasks: Partition(*(tuple(part[task] for task in tasks) for part in (self.partition.train,
-                                                                                        self.partition.test)))
+    select = lambda tasks: Partition(*(tuple(part[task] for task in tasks) for part in (self.partition.train, self.partition.test)))
     if mesh is None:
       own = select(tasks)
       samples = np.unique(np.concatenate([*own.train, *own.test]))
       local = Partition(*(tuple(np.searchsorted(samples, part) for part in parts) for parts in (own.train, own.test)))
-      return (make_population(self._read(samples), self.labels[samples], local, self.scale, classes=int(self.labels.max()) + 1),
-              jax.device_put(np.ones(len(tasks), np.float32)))
+      return (
+        make_population(self._read(samples), self.labels[samples], local, self.scale, classes=int(self.labels.max()) + 1),
+        jax.device_put(np.ones(len(tasks), np.float32)),
+      )
     each = -(-len(tasks) // mesh.size)
     padded = tasks + tasks[:1] * (each * mesh.size - len(tasks))
-    by_device = [select(padded[i * each:(i + 1) * each]) for i in range(mesh.size)]
+    by_device = [select(padded[i * each : (i + 1) * each]) for i in range(mesh.size)]
     samples = [np.unique(np.concatenate([*own.train, *own.test])) for own in by_device]
     size = max(map(len, samples))
     index, count = {}, {}
@@ -139,7 +159,7 @@ class TaskStore:
       count[name] = np.array([len(part) for part in flat], np.int32)
       index[name] = np.zeros((len(flat), count[name].max()), np.int32)
       for row, part in zip(index[name], flat):
-        row[:len(part)] = part
+        row[: len(part)] = part
     sharding = NamedSharding(mesh, PartitionSpec(TASK_AXIS))
     spread = partial(_spread, sharding)
 
@@ -147,15 +167,15 @@ class TaskStore:
       held = samples[(index[0].start or 0) // size]
       return np.resize(held, size)  # filled up with samples that no index names
 
-    images = jax.make_array_from_callback((size * mesh.size, *self.images.shape[1:]), sharding,
-                                          lambda index: self._read(own_rows(index)))
-    labels = jax.make_array_from_callback((size * mesh.size,), sharding,
-                                          lambda index: self.labels[own_rows(index)].astype(np.int32))
+    images = jax.make_array_from_callback((size * mesh.size, *self.images.shape[1:]), sharding, lambda index: self._read(own_rows(index)))
+    labels = jax.make_array_from_callback((size * mesh.size,), sharding, lambda index: self.labels[own_rows(index)].astype(np.int32))
     scale = _spread(NamedSharding(mesh, PartitionSpec()), np.array(self.scale, np.float32))
     share = np.zeros(len(padded), np.float32)
-    share[:len(tasks)] = 1
-    return (Population(images, labels, spread(index["train"]), spread(count["train"]), spread(index["test"]),
-                       spread(count["test"]), scale), spread(share))
+    share[: len(tasks)] = 1
+    return (
+      Population(images, labels, spread(index["train"]), spread(count["train"]), spread(index["test"]), spread(count["test"]), scale),
+      spread(share),
+    )
 
   def population_bytes(self, tasks: Sequence[int]) -> int:
     """What the samples of some tasks take."""
@@ -181,10 +201,11 @@ def rounds_in_memory(limit: int, *, round_bytes: int, other_bytes: int = 0) -> i
   if rounds < 1:
     megabytes = lambda size: f"{size / 2**20:.1f} MB"
     raise ValueError(
-        f"{megabytes(limit)} of memory are too little: the minibatches of one cohort are {megabytes(round_bytes)}, {BLOCKS} such "
-        f"blocks exist at a time, and the tasks that are evaluated take {megabytes(other_bytes)}; at least "
-        f"{megabytes(BLOCKS * round_bytes + other_bytes)} are needed. Allow more, or use a smaller cohort, fewer local steps, "
-        "a smaller batch, or fewer target tasks.")
+      f"{megabytes(limit)} of memory are too little: the minibatches of one cohort are {megabytes(round_bytes)}, {BLOCKS} such "
+      f"blocks exist at a time, and the tasks that are evaluated take {megabytes(other_bytes)}; at least "
+      f"{megabytes(BLOCKS * round_bytes + other_bytes)} are needed. Allow more, or use a smaller cohort, fewer local steps, "
+      "a smaller batch, or fewer target tasks."
+    )
   return int(rounds)
 
 

@@ -36,10 +36,19 @@ def default_beta(prox_weight: float) -> float:
   return 0.3 / prox_weight
 
 
-def metagater(loss: Loss, *, local_lr: float, prox_weight: float = 15.0, local_steps: int = 1, beta: optax.ScalarOrSchedule | None = None,
-              gamma: str | optax.ScalarOrSchedule = "ghadimi_lan", penalty: Penalty | None = None,
-              penalty_weight: optax.ScalarOrSchedule = 0.0, rates: Rates | None = None,
-              before_server: optax.GradientTransformation | None = None) -> FederatedAlgorithm:
+def metagater(
+  loss: Loss,
+  *,
+  local_lr: float,
+  prox_weight: float = 15.0,
+  local_steps: int = 1,
+  beta: optax.ScalarOrSchedule | None = None,
+  gamma: str | optax.ScalarOrSchedule = "ghadimi_lan",
+  penalty: Penalty | None = None,
+  penalty_weight: optax.ScalarOrSchedule = 0.0,
+  rates: Rates | None = None,
+  before_server: optax.GradientTransformation | None = None,
+) -> FederatedAlgorithm:
   """Algorithm 1 on parameters w = (θ, φ); with an empty gate it is MetaGater without gating. For rounds t = 1, 2, …
 
       (1)  md  = (1 − α_t) ag + α_t x
@@ -98,5 +107,12 @@ def metagater(loss: Loss, *, local_lr: float, prox_weight: float = 15.0, local_s
   def deploy(state):
     return Model(accelerated_proximal_eval_params(state.optimizer))
 
-  return FederatedAlgorithm(init=init, broadcast=lambda state: state.md, client_update=client_update, server_update=server_update,
-                            deploy=deploy, draws=local_steps, mergeable=local_steps == 1 and is_rowwise(loss))
+  return FederatedAlgorithm(
+    init=init,
+    broadcast=lambda state: state.md,
+    client_update=client_update,
+    server_update=server_update,
+    deploy=deploy,
+    draws=local_steps,
+    mergeable=local_steps == 1 and is_rowwise(loss),
+  )

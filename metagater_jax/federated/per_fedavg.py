@@ -13,8 +13,9 @@ from metagater_jax.optim.inner_loop import DERIVATIVES, descend
 __all__ = ["per_fedavg"]
 
 
-def per_fedavg(loss: Loss, *, local_lr: float, inner_lr: float, derivative: str = "first_order", local_steps: int = 1,
-               hessian_step: float = 1e-2) -> FederatedAlgorithm:
+def per_fedavg(
+  loss: Loss, *, local_lr: float, inner_lr: float, derivative: str = "first_order", local_steps: int = 1, hessian_step: float = 1e-2
+) -> FederatedAlgorithm:
   """K local meta-steps w_i ← w_i − β ∇_w L_i(w − α ∇L_i(w; B₁); B₂) on fresh minibatches B₁, B₂;  w ← mean_i w_i.
 
   "Personalized Federated Learning with Theoretical Guarantees: A Model-Agnostic Meta-Learning Approach", NeurIPS 2020. With

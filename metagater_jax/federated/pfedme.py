@@ -14,8 +14,9 @@ from metagater_jax.optim.local_solver import local_solve
 __all__ = ["pfedme"]
 
 
-def pfedme(loss: Loss, *, local_lr: float, personal_lr: float, prox_weight: float = 15.0, local_steps: int = 1,
-           inner_steps: int = 5, server_lr: float = 1.0) -> FederatedAlgorithm:
+def pfedme(
+  loss: Loss, *, local_lr: float, personal_lr: float, prox_weight: float = 15.0, local_steps: int = 1, inner_steps: int = 5, server_lr: float = 1.0
+) -> FederatedAlgorithm:
   """R local rounds, each on a fresh minibatch B:  θ ≈ argmin_v L_i(v; B) + (λ/2)‖v − w_i‖²,  w_i ← w_i − η λ (w_i − θ).
 
   Then w ← (1 − β) w + β mean_i w_i. "Personalized Federated Learning with Moreau Envelopes", NeurIPS 2020, Algorithm 1; θ is
@@ -44,8 +45,9 @@ def pfedme(loss: Loss, *, local_lr: float, personal_lr: float, prox_weight: floa
     def local_round(carry, i):
       w_i, theta = carry
       batch, key = draw(i)
-      theta, value = local_solve(loss, w_i, lambda k: (batch, jax.random.fold_in(key, k)), optimizer=sgd,
-                                 steps=inner_steps, prox_weight=prox_weight, start=theta)
+      theta, value = local_solve(
+        loss, w_i, lambda k: (batch, jax.random.fold_in(key, k)), optimizer=sgd, steps=inner_steps, prox_weight=prox_weight, start=theta
+      )
       return (like(jax.tree.map(lambda w, theta: w - local_lr * prox_weight * (w - theta), w_i, theta), w_i), theta), value
 
     (w_i, _), values = jax.lax.scan(local_round, (w, w), jnp.arange(local_steps))

@@ -25,9 +25,16 @@ class PruningServer(NamedTuple):
   inner: Any
 
 
-def federated_pruning(make: Callable[[Loss], FederatedAlgorithm], loss: Loss, schedule: PruningSchedule, score: Score, *,
-                      scope: str | Scope = "global", granularity: str = "weight", prunable: Callable[[str, jax.Array], bool] = is_kernel
-                      ) -> FederatedAlgorithm:
+def federated_pruning(
+  make: Callable[[Loss], FederatedAlgorithm],
+  loss: Loss,
+  schedule: PruningSchedule,
+  score: Score,
+  *,
+  scope: str | Scope = "global",
+  granularity: str = "weight",
+  prunable: Callable[[str, jax.Array], bool] = is_kernel,
+) -> FederatedAlgorithm:
   """Any federated algorithm, whose meta-model is pruned while it is trained: ANP joined with MetaGater, FedAvg, …
 
   In a round in which the schedule is due, each client also sends what its own task contributes to the score, on two minibatches of its own.
@@ -75,8 +82,7 @@ def federated_pruning(make: Callable[[Loss], FederatedAlgorithm], loss: Loss, sc
 
     def prune():
       scores = score.finish(params, contribution, jax.random.key(server.round))
-      return prune_further(scores, server.mask, schedule.sparsity(server.round), scope=scope, granularity=granularity,
-                           prunable=prunable)
+      return prune_further(scores, server.mask, schedule.sparsity(server.round), scope=scope, granularity=granularity, prunable=prunable)
 
     mask = jax.lax.cond(schedule.due(server.round), prune, lambda: server.mask)
     inner = plain.server_update(mask_state(server.inner, mask), apply_mask(delta, mask))
@@ -85,5 +91,11 @@ def federated_pruning(make: Callable[[Loss], FederatedAlgorithm], loss: Loss, sc
   def deploy(server):
     return Model(apply_mask(plain.deploy(server.inner).params, server.mask), server.mask)
 
-  return FederatedAlgorithm(init=init, broadcast=broadcast, client_update=client_update, server_update=server_update, deploy=deploy,
-                            draws=plain.draws + (0 if score.contribution is None else 2))
+  return FederatedAlgorithm(
+    init=init,
+    broadcast=broadcast,
+    client_update=client_update,
+    server_update=server_update,
+    deploy=deploy,
+    draws=plain.draws + (0 if score.contribution is None else 2),
+  )

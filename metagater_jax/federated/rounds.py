@@ -62,8 +62,19 @@ def sample_cohort(key: jax.Array, tasks: jax.Array, size: int) -> jax.Array:
   return tasks[sample_positions(key, jnp.array(tasks.shape[0]), size)]
 
 
-def plan_rounds(key: jax.Array, start: jax.Array, counts: jax.Array, tasks: jax.Array, *, rounds: int, cohort: int,
-                batch_size: int, draws: int = 1, weighted: bool = False, multiple: int = 1) -> RoundPlan:
+def plan_rounds(
+  key: jax.Array,
+  start: jax.Array,
+  counts: jax.Array,
+  tasks: jax.Array,
+  *,
+  rounds: int,
+  cohort: int,
+  batch_size: int,
+  draws: int = 1,
+  weighted: bool = False,
+  multiple: int = 1,
+) -> RoundPlan:
   """The plan of rounds `start` … `start + rounds − 1`.
 
   A client's randomness is a function of (key, round, task number), so neither its place in the cohort nor the padding beside
@@ -98,14 +109,22 @@ def plan_rounds(key: jax.Array, start: jax.Array, counts: jax.Array, tasks: jax.
     chosen = jnp.concatenate([chosen, jnp.broadcast_to(chosen[:1], (padding,))])
     client_keys = jax.vmap(jax.random.fold_in, (None, 0))(client_key, chosen)
     keys = jax.vmap(lambda key: jax.vmap(jax.random.split)(jax.random.split(key, draws)))(client_keys)
-    positions = jax.vmap(lambda keys, count: jax.vmap(lambda key: sample_positions(key, count, batch_size))(keys))(
-        keys[..., 0], counts[chosen])
+    positions = jax.vmap(lambda keys, count: jax.vmap(lambda key: sample_positions(key, count, batch_size))(keys))(keys[..., 0], counts[chosen])
     return RoundPlan(chosen, share, positions, (positions < counts[chosen][:, None, None]).astype(jnp.float32), keys[..., 1])
+
   return jax.vmap(one)(start + jnp.arange(rounds, dtype=jnp.int32))
 
 
-def follow_plan(algorithm: FederatedAlgorithm, server: Any, plan: RoundPlan, minibatches: Minibatches, pool: Pool, *,
-                task_axis: str | int = "auto", mesh: Mesh | None = None) -> tuple[Any, dict[str, jax.Array]]:
+def follow_plan(
+  algorithm: FederatedAlgorithm,
+  server: Any,
+  plan: RoundPlan,
+  minibatches: Minibatches,
+  pool: Pool,
+  *,
+  task_axis: str | int = "auto",
+  mesh: Mesh | None = None,
+) -> tuple[Any, dict[str, jax.Array]]:
   """The rounds of a plan, in one program without a return to the host.
 
   Args:
@@ -140,6 +159,7 @@ def follow_plan(algorithm: FederatedAlgorithm, server: Any, plan: RoundPlan, min
     def client(keys_and_minibatches):
       keys, own = keys_and_minibatches
       return algorithm.client_update(sent, lambda i: (own.batch(i, pool), keys[i]))
+
     return sum_over_tasks(client, (keys, minibatches), share, how)
 
   def rounds(server, share, keys, minibatches, pool):
@@ -148,17 +168,20 @@ def follow_plan(algorithm: FederatedAlgorithm, server: Any, plan: RoundPlan, min
       if mesh is not None:
         mean = jax.lax.psum(mean, TASK_AXIS)
       return algorithm.server_update(server, mean.delta), mean.metrics
+
     return jax.lax.scan(one, server, (share, keys, minibatches))
 
   if mesh is not None:
     clients = PartitionSpec(None, TASK_AXIS)
-    rounds = jax.shard_map(rounds, mesh=mesh, in_specs=(PartitionSpec(), clients, clients, clients, PartitionSpec()),
-                           out_specs=PartitionSpec(), check_vma=False)
+    rounds = jax.shard_map(
+      rounds, mesh=mesh, in_specs=(PartitionSpec(), clients, clients, clients, PartitionSpec()), out_specs=PartitionSpec(), check_vma=False
+    )
   return rounds(server, plan.share, plan.keys, minibatches, pool)
 
 
-def federated_round(algorithm: FederatedAlgorithm, state: FederatedState, population: Population, tasks: jax.Array, **options
-                    ) -> tuple[FederatedState, dict[str, jax.Array]]:
+def federated_round(
+  algorithm: FederatedAlgorithm, state: FederatedState, population: Population, tasks: jax.Array, **options
+) -> tuple[FederatedState, dict[str, jax.Array]]:
   """One communication round: sample the cohort, update it locally, average, update the server.
 
   Arguments as in `run_rounds`.
@@ -176,9 +199,19 @@ def federated_round(algorithm: FederatedAlgorithm, state: FederatedState, popula
   return state, jax.tree.map(lambda x: x[0], metrics)
 
 
-def run_rounds(algorithm: FederatedAlgorithm, state: FederatedState, population: Population, tasks: jax.Array, *, rounds: int,
-               cohort: int, batch_size: int, task_axis: str | int = "auto", weighted: bool = False, mesh: Mesh | None = None
-               ) -> tuple[FederatedState, dict[str, jax.Array]]:
+def run_rounds(
+  algorithm: FederatedAlgorithm,
+  state: FederatedState,
+  population: Population,
+  tasks: jax.Array,
+  *,
+  rounds: int,
+  cohort: int,
+  batch_size: int,
+  task_axis: str | int = "auto",
+  weighted: bool = False,
+  mesh: Mesh | None = None,
+) -> tuple[FederatedState, dict[str, jax.Array]]:
   """`rounds` rounds in one program, without a return to the host; metrics are stacked to (rounds,).
 
   To be jitted with the state donated, the population as an argument (not captured):
@@ -204,13 +237,23 @@ def run_rounds(algorithm: FederatedAlgorithm, state: FederatedState, population:
   block = max(size for size in range(1, _PLANNED + 1) if rounds % size == 0)
 
   def blocks(state, _):
-    plan = plan_rounds(state.key, state.round, population.train_count, tasks, rounds=block, cohort=cohort,
-                       batch_size=min(batch_size, population.train_index.shape[1]), draws=algorithm.draws, weighted=weighted,
-                       multiple=1 if mesh is None else mesh.size)
+    plan = plan_rounds(
+      state.key,
+      state.round,
+      population.train_count,
+      tasks,
+      rounds=block,
+      cohort=cohort,
+      batch_size=min(batch_size, population.train_index.shape[1]),
+      draws=algorithm.draws,
+      weighted=weighted,
+      multiple=1 if mesh is None else mesh.size,
+    )
     tasks_of = plan.tasks[..., None, None]
     rows = population.train_index[tasks_of, own_positions(plan.positions, population.train_count[tasks_of])]
-    server, metrics = follow_plan(algorithm, state.server, plan, Minibatches(rows, None, None, plan.weight),
-                                  population.pool, task_axis=task_axis, mesh=mesh)
+    server, metrics = follow_plan(
+      algorithm, state.server, plan, Minibatches(rows, None, None, plan.weight), population.pool, task_axis=task_axis, mesh=mesh
+    )
     return FederatedState(state.round + block, state.key, server), metrics
 
   if block == rounds:

@@ -15,8 +15,7 @@ from metagater_jax.core.checks import check_counts
 from metagater_jax.core.random import sample_positions
 from metagater_jax.data.population import Batch, Episode, check_finite, check_samples, own_positions, to_float
 
-__all__ = ["ClassPool", "augment_images", "check_episodes", "make_class_pool", "sample_episode", "sample_episodes",
-           "with_rotations"]
+__all__ = ["ClassPool", "augment_images", "check_episodes", "make_class_pool", "sample_episode", "sample_episodes", "with_rotations"]
 
 
 class ClassPool(NamedTuple):
@@ -35,8 +34,9 @@ class ClassPool(NamedTuple):
   scale: jax.Array
 
 
-def make_class_pool(images: np.ndarray, labels: np.ndarray, classes: Sequence[int] | None = None,
-                    scale: tuple[float, float] = (0.5, 0.5)) -> ClassPool:
+def make_class_pool(
+  images: np.ndarray, labels: np.ndarray, classes: Sequence[int] | None = None, scale: tuple[float, float] = (0.5, 0.5)
+) -> ClassPool:
   """The samples of some classes; nothing of the other classes is in the pool.
 
   Args:
@@ -63,7 +63,7 @@ def make_class_pool(images: np.ndarray, labels: np.ndarray, classes: Sequence[in
   count = np.array([len(own) for own in rows], np.int32)
   index = np.zeros((len(rows), count.max()), np.int32)
   for row, own in zip(index, rows):
-    row[:len(own)] = np.searchsorted(used, own)
+    row[: len(own)] = np.searchsorted(used, own)
   return ClassPool(jnp.asarray(images[used]), jnp.asarray(index), jnp.asarray(count), jnp.asarray(np.array(scale, np.float32)))
 
 
@@ -106,8 +106,7 @@ def check_episodes(pool: ClassPool, *, ways: int, shots: int, queries: int) -> N
     return  # checked where the pool is made; of a class that has too few, `sample_episode` gives rows of weight 0
   fewest = int(np.asarray(pool.count).min())  # NumPy's, because under `jit` even a constant's minimum is traced
   if shots + queries > fewest:
-    raise ValueError(f"shots={shots} and queries={queries} need {shots + queries} samples of each class, but a class has "
-                     f"{fewest}.")
+    raise ValueError(f"shots={shots} and queries={queries} need {shots + queries} samples of each class, but a class has {fewest}.")
 
 
 def sample_episode(key: jax.Array, pool: ClassPool, *, ways: int, shots: int, queries: int) -> Episode:
@@ -140,6 +139,7 @@ def sample_episode(key: jax.Array, pool: ClassPool, *, ways: int, shots: int, qu
   def part(own):
     labels = jnp.repeat(jnp.arange(ways), rows[:, own].shape[1])
     return Batch(to_float(pool.images[rows[:, own].ravel()], pool.scale), labels, weight[:, own].ravel())
+
   return Episode(part(slice(None, shots)), part(slice(shots, None)))
 
 
@@ -156,8 +156,7 @@ def sample_episodes(key: jax.Array, pool: ClassPool, episodes: int, *, ways: int
   Raises:
     ValueError: as in `sample_episode`.
   """
-  return jax.vmap(lambda key: sample_episode(key, pool, ways=ways, shots=shots, queries=queries))(
-      jax.random.split(key, episodes))
+  return jax.vmap(lambda key: sample_episode(key, pool, ways=ways, shots=shots, queries=queries))(jax.random.split(key, episodes))
 
 
 def augment_images(key: jax.Array, images: jax.Array, *, flip: bool = True, shift: int = 4) -> jax.Array:
@@ -183,8 +182,7 @@ def augment_images(key: jax.Array, images: jax.Array, *, flip: bool = True, shif
     ValueError: images of other shapes, or a shift that is not in [0, the images' size).
   """
   if images.ndim != 4 or not 0 <= shift < min(images.shape[1:3]):
-    raise ValueError(f"augment_images wants (batch, height, width, channels) and a shift in [0, their size), got {images.shape} and "
-                     f"{shift}.")
+    raise ValueError(f"augment_images wants (batch, height, width, channels) and a shift in [0, their size), got {images.shape} and {shift}.")
   flip_key, shift_key = jax.random.split(key)
   if flip:
     mirrored = jax.random.bernoulli(flip_key, shape=images.shape[:1])

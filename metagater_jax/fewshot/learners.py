@@ -47,8 +47,15 @@ class MetaLearner(NamedTuple):
     return self.personalizer.adapt(model, support, rates).params
 
 
-def maml(loss: Loss, *, inner_lr: float, inner_steps: int = 1, derivative: str = "exact", learn_rates: bool = False,
-         adapted: Callable[[str], bool] | None = None) -> MetaLearner:
+def maml(
+  loss: Loss,
+  *,
+  inner_lr: float,
+  inner_steps: int = 1,
+  derivative: str = "exact",
+  learn_rates: bool = False,
+  adapted: Callable[[str], bool] | None = None,
+) -> MetaLearner:
   """Model-agnostic meta-learning (Finn et al. 2017): A_T(w) = w − α ∇L_support(w), `inner_steps` times;  min_w E_T L_query(A_T(w)).
 
   Args:
@@ -82,8 +89,16 @@ def maml(loss: Loss, *, inner_lr: float, inner_steps: int = 1, derivative: str =
     return Model(meta_params["weights"], None if mask is None else mask["weights"]), meta_params["inner_lr"]
 
   def inner_loop(model, rates, support, derivative="exact"):
-    return descend(loss, model.params, lambda _: (support, None), rates=inner_lr if rates is None else rates, steps=inner_steps,
-                   derivative=derivative, mask=model.mask, adapted=adapted)
+    return descend(
+      loss,
+      model.params,
+      lambda _: (support, None),
+      rates=inner_lr if rates is None else rates,
+      steps=inner_steps,
+      derivative=derivative,
+      mask=model.mask,
+      adapted=adapted,
+    )
 
   def meta_loss(meta_params, episode, mask=None, derivative=None):
     solution = inner_loop(*deploy(meta_params, mask), episode.support, derivative or own_derivative)

@@ -52,10 +52,20 @@ def meta_init(learner: MetaLearner, optimizer: optax.GradientTransformation, par
   return MetaState(jnp.zeros((), jnp.int32), key, params, jax.tree.map(jnp.copy, optimizer.init(params)))
 
 
-def run_meta_steps(learner: MetaLearner, optimizer: optax.GradientTransformation, sample: Callable[..., Episode],
-                   state: MetaState, data: Any = None, *, steps: int, episodes: int,
-                   score: Score | None = None, score_episodes: int = 0, task_axis: str | int = "auto",
-                   mesh: Mesh | None = None) -> tuple[MetaState, dict[str, jax.Array]]:
+def run_meta_steps(
+  learner: MetaLearner,
+  optimizer: optax.GradientTransformation,
+  sample: Callable[..., Episode],
+  state: MetaState,
+  data: Any = None,
+  *,
+  steps: int,
+  episodes: int,
+  score: Score | None = None,
+  score_episodes: int = 0,
+  task_axis: str | int = "auto",
+  mesh: Mesh | None = None,
+) -> tuple[MetaState, dict[str, jax.Array]]:
   """`steps` outer steps in one program: w ← optimizer(w, mean over episodes of the meta-gradient).
 
   To be jitted with the state donated, and data as an argument (not captured):
@@ -104,18 +114,21 @@ def run_meta_steps(learner: MetaLearner, optimizer: optax.GradientTransformation
       pruning = find_pruning(state.optimizer)
       mask = None if pruning is None else pruning.mask
       keys = own_keys(train_key, episodes)
-      loss, gradient = sum_over_tasks(lambda key: learner.meta_gradient(state.params, sample(key, data), mask=mask), keys,
-                                      jnp.full(keys.shape[0], 1 / episodes), task_axis)
+      loss, gradient = sum_over_tasks(
+        lambda key: learner.meta_gradient(state.params, sample(key, data), mask=mask), keys, jnp.full(keys.shape[0], 1 / episodes), task_axis
+      )
       if mesh is not None:
         loss, gradient = jax.lax.psum((loss, gradient), TASK_AXIS)
       extra = {}
       if score is not None:
         drawn = lambda: jax.vmap(lambda key: sample(key, data))(own_keys(score_key, score_episodes))
-        extra["score"] = lambda: score(state.params, None if score.contribution is None else drawn(), score_key, mask,
-                                       task_axis=task_axis, axis_name=axis_name)
+        extra["score"] = lambda: score(
+          state.params, None if score.contribution is None else drawn(), score_key, mask, task_axis=task_axis, axis_name=axis_name
+        )
       updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params, **extra)
       params = optax.apply_updates(state.params, updates)
       return MetaState(state.step + 1, state.key, params, optimizer_state), {"loss": loss}
+
     return jax.lax.scan(one, state, length=steps)
 
   if mesh is not None:
@@ -124,9 +137,19 @@ def run_meta_steps(learner: MetaLearner, optimizer: optax.GradientTransformation
   return run(state, data)
 
 
-def evaluate_episodes(personalizer: Personalizer, logits: Callable[[Params, jax.Array], jax.Array], sample: Callable[..., Episode],
-                      model: Model, key: jax.Array, data: Any = None, *, episodes: int, calibration: Any = None,
-                      task_axis: str | int = "auto", mesh: Mesh | None = None) -> tuple[jax.Array, jax.Array]:
+def evaluate_episodes(
+  personalizer: Personalizer,
+  logits: Callable[[Params, jax.Array], jax.Array],
+  sample: Callable[..., Episode],
+  model: Model,
+  key: jax.Array,
+  data: Any = None,
+  *,
+  episodes: int,
+  calibration: Any = None,
+  task_axis: str | int = "auto",
+  mesh: Mesh | None = None,
+) -> tuple[jax.Array, jax.Array]:
   """Accuracy on the queries of so many episodes, before and after adaptation to their support, each (episodes,).
 
   Args:
@@ -155,10 +178,10 @@ def evaluate_episodes(personalizer: Personalizer, logits: Callable[[Params, jax.
       right = lambda params: jnp.argmax(logits(params, query.images), -1) == query.labels
       accuracy = lambda params: jnp.sum(right(params) * query.weight) / jnp.maximum(query.weight.sum(), 1)
       return accuracy(model.params), accuracy(personalizer.adapt(model, support, calibration).params)
+
     return map_tasks(one, keys, task_axis)
 
   if mesh is not None:
     spread, everywhere = PartitionSpec(TASK_AXIS), PartitionSpec()
-    run = jax.shard_map(run, mesh=mesh, in_specs=(spread, everywhere, everywhere, everywhere), out_specs=spread,
-                        check_vma=False)
+    run = jax.shard_map(run, mesh=mesh, in_specs=(spread, everywhere, everywhere, everywhere), out_specs=spread, check_vma=False)
   return run(jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(episodes)), model, calibration, data)

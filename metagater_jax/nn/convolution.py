@@ -44,15 +44,26 @@ def native_operators(pooling: bool = True) -> Iterator[None]:
   finally:
     _NATIVE.reset(token)
 
+
 # Floats of a block's patches and results that stay in a core's cache of 1-2 MB beside what else is there.
 _BLOCK = 400_000
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-def conv_as_matmul(inputs, kernel, window_strides, padding, lhs_dilation=None, rhs_dilation=None,
-                   dimension_numbers=None, feature_group_count=1, batch_group_count=1, precision=None,
-                   preferred_element_type=None):
+def conv_as_matmul(
+  inputs,
+  kernel,
+  window_strides,
+  padding,
+  lhs_dilation=None,
+  rhs_dilation=None,
+  dimension_numbers=None,
+  feature_group_count=1,
+  batch_group_count=1,
+  precision=None,
+  preferred_element_type=None,
+):
   """`lax.conv_general_dilated` for two spatial dimensions, channels last, as patches times a matrix.
 
   Same arguments and result, so that it can be given to any flax convolution: `nn.Conv(…,
@@ -68,30 +79,43 @@ def conv_as_matmul(inputs, kernel, window_strides, padding, lhs_dilation=None, r
     (batch, height', width', C_out).
   """
   strides, dilation = tuple(window_strides), tuple(rhs_dilation or (1, 1))
-  plain = (inputs.ndim == 4 and feature_group_count == batch_group_count == 1
-           and tuple(lhs_dilation or (1, 1)) == (1, 1) and "convolution" not in _NATIVE.get()
-           and (dimension_numbers is None or _is_nhwc(dimension_numbers, inputs, kernel)))
+  plain = (
+    inputs.ndim == 4
+    and feature_group_count == batch_group_count == 1
+    and tuple(lhs_dilation or (1, 1)) == (1, 1)
+    and "convolution" not in _NATIVE.get()
+    and (dimension_numbers is None or _is_nhwc(dimension_numbers, inputs, kernel))
+  )
   if not plain:
     return lax.conv_general_dilated(
-        inputs, kernel, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers or _NHWC, feature_group_count,
-        batch_group_count, precision, preferred_element_type)
+      inputs,
+      kernel,
+      window_strides,
+      padding,
+      lhs_dilation,
+      rhs_dilation,
+      dimension_numbers or _NHWC,
+      feature_group_count,
+      batch_group_count,
+      precision,
+      preferred_element_type,
+    )
   height, width, channels, features = kernel.shape
   if isinstance(padding, str):
     window = tuple((k - 1) * d + 1 for k, d in zip((height, width), dilation))
     padding = lax.padtype_to_pads(inputs.shape[1:3], window, strides, padding)
   padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
-  out = tuple((size - (k - 1) * d - 1) // s + 1
-              for size, k, d, s in zip(padded.shape[1:3], (height, width), dilation, strides))
+  out = tuple((size - (k - 1) * d - 1) // s + 1 for size, k, d, s in zip(padded.shape[1:3], (height, width), dilation, strides))
   taps = []
   for i in range(height):
     for j in range(width):
       top, left = i * dilation[0], j * dilation[1]
-      taps.append(padded[:, top:top + (out[0] - 1) * strides[0] + 1:strides[0],
-                         left:left + (out[1] - 1) * strides[1] + 1:strides[1]])
+      taps.append(padded[:, top : top + (out[0] - 1) * strides[0] + 1 : strides[0], left : left + (out[1] - 1) * strides[1] + 1 : strides[1]])
   patches = taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
   rows = inputs.shape[0] * out[0] * out[1]
-  product = jnp.dot(patches.reshape(rows, height * width * channels), kernel.reshape(-1, features),
-                    precision=precision, preferred_element_type=preferred_element_type)
+  product = jnp.dot(
+    patches.reshape(rows, height * width * channels), kernel.reshape(-1, features), precision=precision, preferred_element_type=preferred_element_type
+  )
   return product.reshape(inputs.shape[0], *out, features)
 
 
@@ -182,7 +206,7 @@ def _windows(features, window):
   batch, height, width, channels = features.shape
   high, wide = _window_of(features, window)
   rows, columns = height // high, width // wide
-  features = features[:, :rows * high, :columns * wide]
+  features = features[:, : rows * high, : columns * wide]
   return features.reshape(batch, rows, high, columns, wide, channels)
 
 
@@ -190,6 +214,5 @@ def _window_of(features, window):
   _, height, width, _ = features.shape
   high, wide = (window, window) if isinstance(window, int) else window
   if height < high or width < wide:
-    raise ValueError(f"pooling: a {high}×{wide} window does not fit into {height}×{width} features; the images are too "
-                     "small for this network.")
+    raise ValueError(f"pooling: a {high}×{wide} window does not fit into {height}×{width} features; the images are too small for this network.")
   return high, wide

@@ -14,7 +14,19 @@ from jax.extend import core
 
 from metagater_jax.nn.dropout import without_dropout
 
-__all__ = ["ChannelCosts", "Layer", "added_layers", "channel_costs", "dense_cost", "gate_cost", "gated_macs", "gated_parameters", "head_of", "masked_macs", "network_layers"]
+__all__ = [
+  "ChannelCosts",
+  "Layer",
+  "added_layers",
+  "channel_costs",
+  "dense_cost",
+  "gate_cost",
+  "gated_macs",
+  "gated_parameters",
+  "head_of",
+  "masked_macs",
+  "network_layers",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +96,18 @@ def network_layers(backbone: nn.Module, image_shape: Sequence[int]) -> tuple[Lay
     per_channel = sum(leaf.size for name, leaf in own.items() if name != "kernel" and getattr(leaf, "shape", None) == features)
     positions = module.positions(args[0]) if hasattr(module, "positions") else out.size // out.shape[0] // math.prod(features)
     again = any(layer.name == path for layer in layers)
-    layers.append(Layer(
-        name=path, kind="dense" if dense or kernel.ndim == 2 else "conv", outputs=math.prod(features),
+    layers.append(
+      Layer(
+        name=path,
+        kind="dense" if dense or kernel.ndim == 2 else "conv",
+        outputs=math.prod(features),
         inputs=math.prod(kernel.shape[:split]) if dense else args[0].shape[-1],
-        macs=positions * kernel.size, parameters=0 if again else kernel.size + per_channel, per_channel=0 if again else per_channel,
-        input_shape=tuple(args[0].shape[1:])))
+        macs=positions * kernel.size,
+        parameters=0 if again else kernel.size + per_channel,
+        per_channel=0 if again else per_channel,
+        input_shape=tuple(args[0].shape[1:]),
+      )
+    )
     return mark("module", path, mark("out", number, out))
 
   with nn.intercept_methods(record):
@@ -96,9 +115,14 @@ def network_layers(backbone: nn.Module, image_shape: Sequence[int]) -> tuple[Lay
   reads: dict[int, set] = {}
   made: dict[str, set] = {}
   _follow(program, [set(), {_IMAGE}], marks, reads, made)
-  return tuple(dataclasses.replace(
-      layer, sources=() if _IMAGE in reads[i] else tuple(dict.fromkeys(layers[j].name for j in sorted(reads[i]))),
-      modules=tuple(path for path, by in made.items() if i in by)) for i, layer in enumerate(layers))
+  return tuple(
+    dataclasses.replace(
+      layer,
+      sources=() if _IMAGE in reads[i] else tuple(dict.fromkeys(layers[j].name for j in sorted(reads[i]))),
+      modules=tuple(path for path, by in made.items() if i in by),
+    )
+    for i, layer in enumerate(layers)
+  )
 
 
 def _contracted_axes(module, inputs, kernel, outputs):
@@ -169,6 +193,7 @@ def added_layers(layers: Sequence[Layer]) -> dict[str, str]:
 
   def root(name):
     return name if first[name] == name else root(first[name])
+
   for layer in layers:
     sources = layer.sources
     if len(sources) > 1 and len({width[source] for source in sources}) == 1 and math.prod(layer.input_shape[-1:]) == width[sources[0]]:
@@ -233,8 +258,10 @@ def channel_costs(layers: Sequence[Layer], head: str | None = None) -> ChannelCo
   def sources(layer):
     added = len(layer.sources) > 1 and len({joined[source] for source in layer.sources}) == 1
     return tuple((width[source], group_of(source)) for source in (layer.sources[:1] if added else layer.sources))
-  return ChannelCosts(groups, {group: width[group] for group in groups},
-                      tuple((layer.macs, group_of(layer.name), sources(layer)) for layer in layers))
+
+  return ChannelCosts(
+    groups, {group: width[group] for group in groups}, tuple((layer.macs, group_of(layer.name), sources(layer)) for layer in layers)
+  )
 
 
 def dense_cost(layers: Sequence[Layer]) -> tuple[int, int]:

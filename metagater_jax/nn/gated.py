@@ -108,22 +108,21 @@ class GatedNetwork:
       variables = self.backbone.init(backbone_key, jnp.zeros((1, *image_shape)))
     if beside := sorted(set(variables) - {"params", "intermediates"}):
       raise ValueError(
-          f"{type(self.backbone).__name__} keeps {', '.join(beside)} beside its parameters, as nn.BatchNorm does for running averages. A model is "
-          "its parameters here: devices average and adapt them, and what one device's data left beside them is wrong for another. Use "
-          "nn.GroupNorm or nn.LayerNorm, or metagater_jax.nn.NormalizedConv, which normalizes a batch by itself.")
+        f"{type(self.backbone).__name__} keeps {', '.join(beside)} beside its parameters, as nn.BatchNorm does for running averages. A model is "
+        "its parameters here: devices average and adapt them, and what one device's data left beside them is wrong for another. Use "
+        "nn.GroupNorm or nn.LayerNorm, or metagater_jax.nn.NormalizedConv, which normalizes a batch by itself."
+      )
     backbone = variables["params"]
     gate = {}
     for what, layer in (*(("gated", layer) for layer in self.gated_layers), *(("dropped", layer) for layer in self.dropped_layers)):
       if layer not in shapes:
-        raise ValueError(f"{what} layer '{layer}' does not exist; the layers of {type(self.backbone).__name__} are "
-                         f"{', '.join(shapes)}.")
+        raise ValueError(f"{what} layer '{layer}' does not exist; the layers of {type(self.backbone).__name__} are {', '.join(shapes)}.")
     for i, layer in enumerate(self.gated_layers):
       inputs, outputs = shapes[layer]
       gate[layer] = self._gate(layer, outputs[-1]).init(jax.random.fold_in(gate_key, i), jnp.zeros(inputs))["params"]
     return {"backbone": backbone, "gate": gate}
 
-  def apply(self, params: Params, images: jax.Array, key: jax.Array | None = None
-            ) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def apply(self, params: Params, images: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Logits (batch, classes) and the masks (batch, channels) by gated layer: `outputs` without the log-odds.
 
     Args:
@@ -154,8 +153,9 @@ class GatedNetwork:
         inside a module that hands nothing out.
     """
     if missing := [layer for layer in self.gated_layers if layer not in params.get("gate", {})]:
-      raise ValueError(f"these parameters have no gate for {', '.join(missing)}: they are of a network with other gated_layers. Make them with this "
-                       "network's init.")
+      raise ValueError(
+        f"these parameters have no gate for {', '.join(missing)}: they are of a network with other gated_layers. Make them with this network's init."
+      )
     keys = None if key is None else _by_row(key, images.shape[0])
     drops = itertools.count(len(self.gated_layers) + len(self.dropped_layers))
 
@@ -182,17 +182,19 @@ class GatedNetwork:
       return out * jnp.expand_dims(mask.astype(out.dtype), tuple(range(1, out.ndim - 1)))
 
     backbone, images = jax.tree.map(
-        lambda x: x.astype(self.compute_dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, (params["backbone"], images))
+      lambda x: x.astype(self.compute_dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, (params["backbone"], images)
+    )
     try:
       with nn.intercept_methods(gate):
         logits, sown = self.backbone.apply({"params": backbone}, images, mutable=[_MASKS])
     except flax.errors.ScopeParamShapeError as error:
-      raise ValueError(f"images of shape {images.shape[1:]} do not fit these parameters of {type(self.backbone).__name__}: "
-                       f"{error}") from error
+      raise ValueError(f"images of shape {images.shape[1:]} do not fit these parameters of {type(self.backbone).__name__}: {error}") from error
     sown = flax.traverse_util.flatten_dict(sown.get(_MASKS, {}), sep="/")
     if missing := [layer for layer in self.gated_layers if f"{layer}/mask" not in sown]:
-      raise ValueError(f"the masks of {', '.join(missing)} do not come out of the module around it (nn.scan or nn.vmap); gate a layer outside "
-                       f"of it, or let it hand out the variables '{_MASKS}'.")
+      raise ValueError(
+        f"the masks of {', '.join(missing)} do not come out of the module around it (nn.scan or nn.vmap); gate a layer outside "
+        f"of it, or let it hand out the variables '{_MASKS}'."
+      )
     of_gates = lambda what: {layer: sown[f"{layer}/{what}"][-1] for layer in self.gated_layers}
     return GatedOutputs(_at_least_float32(logits), of_gates("mask"), of_gates("log_odds"))
 
@@ -223,10 +225,12 @@ def classification_loss(network: GatedNetwork) -> Loss:
   Returns:
     The loss; its attribute `rowwise` is the network's (see `data.is_rowwise`).
   """
+
   def loss(params, batch, key=None):
     logits, _ = network.apply(params, batch.images, key)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     return jnp.sum(losses * batch.weight) / jnp.maximum(batch.weight.sum(), 1)
+
   loss.rowwise = getattr(network, "rowwise", False)
   return loss
 

@@ -14,14 +14,13 @@ from metagater_jax.core.checks import check_not_negative, check_positive
 from metagater_jax.core.trees import like, precision_of
 from metagater_jax.optim.penalties import Penalty
 
-__all__ = ["GAMMA_SCHEDULES", "AcceleratedProximalState", "accelerated_proximal",
-           "accelerated_proximal_eval_params"]
+__all__ = ["GAMMA_SCHEDULES", "AcceleratedProximalState", "accelerated_proximal", "accelerated_proximal_eval_params"]
 
 # γ_t from (t, β_t, α_t), t = 1, 2, …
 GAMMA_SCHEDULES: dict[str, Callable] = {
-    "ghadimi_lan": lambda t, beta, alpha: t * beta / 2,
-    "nesterov": lambda t, beta, alpha: beta / alpha,
-    "plain": lambda t, beta, alpha: beta,
+  "ghadimi_lan": lambda t, beta, alpha: t * beta / 2,
+  "nesterov": lambda t, beta, alpha: beta / alpha,
+  "plain": lambda t, beta, alpha: beta,
 }
 
 
@@ -34,12 +33,12 @@ class AcceleratedProximalState(NamedTuple):
 
 
 def accelerated_proximal(
-    penalty: Penalty,
-    beta: optax.ScalarOrSchedule,
-    *,
-    penalty_weight: optax.ScalarOrSchedule = 1.0,
-    alpha: optax.ScalarOrSchedule | None = None,
-    gamma: str | optax.ScalarOrSchedule = "ghadimi_lan",
+  penalty: Penalty,
+  beta: optax.ScalarOrSchedule,
+  *,
+  penalty_weight: optax.ScalarOrSchedule = 1.0,
+  alpha: optax.ScalarOrSchedule | None = None,
+  gamma: str | optax.ScalarOrSchedule = "ghadimi_lan",
 ) -> optax.GradientTransformationExtraArgs:
   """Accelerated proximal gradient descent on f(w) + μ R(w).
 
@@ -90,8 +89,9 @@ def accelerated_proximal(
   [0, 1]
   """
   if isinstance(gamma, str) and gamma not in GAMMA_SCHEDULES:
-    raise ValueError(f"accelerated_proximal: gamma is '{gamma}'; known schedules are {sorted(GAMMA_SCHEDULES)}, or give a "
-                     "number or an optax schedule.")
+    raise ValueError(
+      f"accelerated_proximal: gamma is '{gamma}'; known schedules are {sorted(GAMMA_SCHEDULES)}, or give a number or an optax schedule."
+    )
   numbers = {"beta": beta} | ({} if alpha is None else {"alpha": alpha}) | ({} if isinstance(gamma, str) else {"gamma": gamma})
   check_positive(**{f"accelerated_proximal: {name}": rate for name, rate in numbers.items() if not callable(rate)})
   if not callable(penalty_weight):
@@ -158,8 +158,10 @@ def _is_masked(leaf):
 
 def _the_only(a, b):
   if not (_is_masked(a) or _is_masked(b)):
-    raise ValueError("accelerated_proximal_eval_params: this optimizer state holds several accelerated_proximal for the same parameters; give "
-                     "the state of one of them.")
+    raise ValueError(
+      "accelerated_proximal_eval_params: this optimizer state holds several accelerated_proximal for the same parameters; give "
+      "the state of one of them."
+    )
   return b if _is_masked(a) else a
 
 

@@ -10,8 +10,7 @@ from jax.extend import core
 __all__ = ["hoist"]
 
 
-def hoist(function: Callable[[Any, Any], Any], moving: Any, fixed: Any
-          ) -> tuple[Callable[[Any, list[jax.Array]], Any], list[jax.Array]]:
+def hoist(function: Callable[[Any, Any], Any], moving: Any, fixed: Any) -> tuple[Callable[[Any, list[jax.Array]], Any], list[jax.Array]]:
   """`rest` and `known` such that `rest(moving, known)` is `function(moving, fixed)`, and `known` depends on `fixed` alone.
 
   A compiler would find this only where it sees all steps of a loop side by side, and not in loops within loops. Calls by
@@ -39,8 +38,7 @@ def hoist(function: Callable[[Any, Any], Any], moving: Any, fixed: Any
     else:
       after.append(equation)
       changing.update(equation.outvars)
-  needed = [v for v in dict.fromkeys(_variables([x for equation in after for x in equation.invars] + jaxpr.outvars))
-            if v not in changing]
+  needed = [v for v in dict.fromkeys(_variables([x for equation in after for x in equation.invars] + jaxpr.outvars)) if v not in changing]
   first = core.ClosedJaxpr(jaxpr.replace(invars=jaxpr.invars[count:], outvars=needed, eqns=before), closed.consts)
   second = core.ClosedJaxpr(jaxpr.replace(constvars=[], invars=jaxpr.invars[:count] + needed, eqns=after), [])
   values = core.jaxpr_as_fun(first)(*jax.tree.leaves(fixed))

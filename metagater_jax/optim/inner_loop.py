@@ -23,9 +23,18 @@ Params = Any
 DERIVATIVES = ("exact", "first_order", "hessian_free")
 
 
-def descend(loss: Callable[[Params, Any, jax.Array | None], jax.Array], params: Params,
-            draw: Callable[[jax.Array | int], tuple[Any, jax.Array | None]], *, rates: Any, steps: int = 1, derivative: str = "exact",
-            mask: Params | None = None, adapted: Callable[[str], bool] | None = None, hessian_step: float = 1e-2) -> Params:
+def descend(
+  loss: Callable[[Params, Any, jax.Array | None], jax.Array],
+  params: Params,
+  draw: Callable[[jax.Array | int], tuple[Any, jax.Array | None]],
+  *,
+  rates: Any,
+  steps: int = 1,
+  derivative: str = "exact",
+  mask: Params | None = None,
+  adapted: Callable[[str], bool] | None = None,
+  hessian_step: float = 1e-2,
+) -> Params:
   """w_K of w_{t+1} = w_t − α ∇L(w_t; B_t), to be differentiated with respect to `params` and `rates`.
 
   Backwards λ ← λ − α ∇²L(w_t; B_t) λ from the last step to the first; nothing is kept for it but the weights w_t.
@@ -82,24 +91,30 @@ def descend(loss: Callable[[Params, Any, jax.Array | None], jax.Array], params: 
 
   def merged(others):
     """The loss of (part, fixed, i), with the values that have no derivative."""
+
     def value(part, fixed, i):
       floats, rest = iter(fixed[own:]), iter(others)
       return lifted([next(floats if is_own else rest) for is_own in is_float], part, fixed[:own], i)
+
     return value
 
   def run(part, fixed, others, factors):
     """The weights after the last step, and before each."""
+
     def step(part, i):
       gradient = jax.grad(merged(others))(part, fixed, i)
       return [w - a * g for w, a, g in zip(part, factors, gradient)], part
+
     return jax.lax.scan(step, part, numbers)
 
   def run_summing(part, fixed, others, factors):
     """The weights after the last step, and the sum of all steps' gradients."""
+
     def step(carry, i):
       part, total = carry
       gradient = jax.grad(merged(others))(part, fixed, i)
       return ([w - a * g for w, a, g in zip(part, factors, gradient)], [s + g for s, g in zip(total, gradient)]), None
+
     return jax.lax.scan(step, (part, jax.tree.map(jnp.zeros_like, part)), numbers)[0]
 
   def gradient_and_curvature(value, part, fixed, i, direction):

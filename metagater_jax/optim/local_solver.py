@@ -15,9 +15,17 @@ __all__ = ["local_solve"]
 Params = Any
 
 
-def local_solve(loss: Callable[[Params, Any, jax.Array | None], jax.Array], center: Params,
-                draw: Callable[[jax.Array | int], tuple[Any, jax.Array | None]], *, optimizer: optax.GradientTransformation, steps: int,
-                prox_weight: float = 0.0, start: Params | None = None, rates: Rates | None = None) -> tuple[Params, jax.Array]:
+def local_solve(
+  loss: Callable[[Params, Any, jax.Array | None], jax.Array],
+  center: Params,
+  draw: Callable[[jax.Array | int], tuple[Any, jax.Array | None]],
+  *,
+  optimizer: optax.GradientTransformation,
+  steps: int,
+  prox_weight: float = 0.0,
+  start: Params | None = None,
+  rates: Rates | None = None,
+) -> tuple[Params, jax.Array]:
   """w_i ≈ argmin_v L_i(v) + (λ/2)‖v − md‖² (Eq. 5), by `steps` steps of gradient descent from md.
 
   Args:

@@ -77,6 +77,7 @@ def in_metric(penalty: Penalty, rates: Rates | None) -> Penalty:
     _check_parts(w, rates)
     moved = penalty.prox(w, step)
     return {part: penalty.prox(w, step * rates[part])[part] if part in rates else moved[part] for part in w}
+
   return Penalty(penalty.value, prox)
 
 

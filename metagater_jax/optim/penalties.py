@@ -16,8 +16,7 @@ import numpy as np
 
 from metagater_jax.core.trees import leaf_name, like, precision_of
 
-__all__ = ["Penalty", "block_soft_threshold", "group_lasso", "group_norms", "l1", "no_penalty", "on_part",
-           "soft_threshold"]
+__all__ = ["Penalty", "block_soft_threshold", "group_lasso", "group_norms", "l1", "no_penalty", "on_part", "soft_threshold"]
 
 Tree = Any
 # What a leaf contributes to: a family of groups by name, and the axis along which the family is indexed (None: the
@@ -80,8 +79,9 @@ def l1() -> Penalty:
   [2.0, 0.0]
   """
   return Penalty(
-      value=lambda w: sum((_wide(jnp.abs(x)).sum() for x in jax.tree.leaves(w)), start=jnp.zeros((), precision_of(w))),
-      prox=lambda w, step: jax.tree.map(lambda x: soft_threshold(x, step), w))
+    value=lambda w: sum((_wide(jnp.abs(x)).sum() for x in jax.tree.leaves(w)), start=jnp.zeros((), precision_of(w))),
+    prox=lambda w, step: jax.tree.map(lambda x: soft_threshold(x, step), w),
+  )
 
 
 def group_lasso(groups: Groups | jax.Array | int | None = 0, *, size_weighted: bool = False) -> Penalty:
@@ -122,8 +122,7 @@ def group_lasso(groups: Groups | jax.Array | int | None = 0, *, size_weighted: b
     squares, sizes, members = _group_squares(groups, w)
     scale = {name: _shrink(_root(s), step * weights(sizes[name])) for name, s in squares.items()}
     leaves, tree = jax.tree.flatten(w)
-    return like(jax.tree.unflatten(tree, [
-        x if member is None else x * member.spread(scale[member.name]) for x, member in zip(leaves, members)]), w)
+    return like(jax.tree.unflatten(tree, [x if member is None else x * member.spread(scale[member.name]) for x, member in zip(leaves, members)]), w)
 
   return Penalty(value, prox)
 
@@ -158,11 +157,13 @@ def on_part(penalty: Penalty, part: str | Callable[[str, jax.Array], bool]) -> P
     ValueError: parameters that have no such part.
   """
   if isinstance(part, str):
+
     def value(w):
       return penalty.value(_sub_tree(w, part))
 
     def prox(w, step):
       return {**w, part: penalty.prox(_sub_tree(w, part), step)}
+
     return Penalty(value, prox)
 
   def picked(w):  # None is an empty subtree, so that the penalty sees only the leaves that were picked
@@ -199,14 +200,18 @@ def _group_squares(groups, w):
       name = path
       square, size, spread = _by_number(leaf, groups)
     if name in squares and squares[name].shape != square.shape:
-      raise ValueError(f"group_lasso: '{path}' has {square.shape[0]} groups named '{name}', another leaf of that name "
-                       f"has {squares[name].shape[0]}; leaves that share a name must have the same groups.")
+      raise ValueError(
+        f"group_lasso: '{path}' has {square.shape[0]} groups named '{name}', another leaf of that name "
+        f"has {squares[name].shape[0]}; leaves that share a name must have the same groups."
+      )
     squares[name] = squares.get(name, 0) + square
     sizes[name] = sizes.get(name, 0) + size
     members.append(_Member(name, spread))
   if members and not squares:
-    raise ValueError("group_lasso: no leaf belongs to a group, so nothing is penalized. The group function was asked "
-                     f"about {[leaf_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(w)]}.")
+    raise ValueError(
+      "group_lasso: no leaf belongs to a group, so nothing is penalized. The group function was asked "
+      f"about {[leaf_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(w)]}."
+    )
   return squares, sizes, members
 
 
@@ -221,8 +226,10 @@ def _along_axis(leaf, axis):
 
 def _by_number(leaf, numbers):
   if numbers.shape != leaf.shape:
-    raise ValueError(f"group_lasso: the group numbers have shape {numbers.shape}, the parameters {leaf.shape}; "
-                     "give one number per parameter, or a function or an axis for a pytree.")
+    raise ValueError(
+      f"group_lasso: the group numbers have shape {numbers.shape}, the parameters {leaf.shape}; "
+      "give one number per parameter, or a function or an axis for a pytree."
+    )
   count = int(numbers.max()) + 1
   square = jax.ops.segment_sum(_square(leaf).ravel(), numbers.ravel(), count)
   size = jnp.bincount(numbers.ravel(), length=count).astype(square.dtype)

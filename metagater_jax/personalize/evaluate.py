@@ -65,12 +65,12 @@ def evaluate_task(network: GatedNetwork, model: Model, data: TaskData, *, chunk:
     logits, masks = network.apply(model.params, batch.images)
     samples = batch.labels.shape
     return {
-        "accuracy": (logits.argmax(-1) == batch.labels).astype(jnp.float32),
-        "loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels),
-        "sparsity": sparsity(masks) if masks else jnp.zeros(samples),
-        "macs": jnp.broadcast_to(gated_macs(layers, masks), samples),
-        "on_rate": masks,
-        "gates": gate_measures(logits, masks, batch.labels) if masks else None,
+      "accuracy": (logits.argmax(-1) == batch.labels).astype(jnp.float32),
+      "loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels),
+      "sparsity": sparsity(masks) if masks else jnp.zeros(samples),
+      "macs": jnp.broadcast_to(gated_macs(layers, masks), samples),
+      "on_rate": masks,
+      "gates": gate_measures(logits, masks, batch.labels) if masks else None,
     }
 
   mean = mean_over_task(measure, data, chunk)
@@ -79,15 +79,36 @@ def evaluate_task(network: GatedNetwork, model: Model, data: TaskData, *, chunk:
   removed, kept = jnp.zeros(()), {}
   if model.mask is not None and prunable is not None:
     removed = mask_sparsity(model.mask, prunable)
-    kept = {name.removeprefix("backbone/").removesuffix("/kernel"): leaf.reshape(-1, leaf.shape[-1]).mean(0)
-            for name, leaf in named_leaves(model.mask).items() if prunable(name, leaf)}
-  return TaskMetrics(mean["accuracy"], mean["loss"], mean["sparsity"], mean["macs"] + gate_macs,
-                     gated_parameters(layers, used) + gate_parameters, mean["on_rate"], removed, kept, mean["gates"])
+    kept = {
+      name.removeprefix("backbone/").removesuffix("/kernel"): leaf.reshape(-1, leaf.shape[-1]).mean(0)
+      for name, leaf in named_leaves(model.mask).items()
+      if prunable(name, leaf)
+    }
+  return TaskMetrics(
+    mean["accuracy"],
+    mean["loss"],
+    mean["sparsity"],
+    mean["macs"] + gate_macs,
+    gated_parameters(layers, used) + gate_parameters,
+    mean["on_rate"],
+    removed,
+    kept,
+    mean["gates"],
+  )
 
 
-def evaluate_targets(network: GatedNetwork, personalizer: Personalizer, model: Model, population: Population, targets: jax.Array,
-                     calibration: Any = None, *, by_task: bool = False, chunk: int = 64, task_axis: str | int = "auto"
-                     ) -> tuple[TaskMetrics, TaskMetrics]:
+def evaluate_targets(
+  network: GatedNetwork,
+  personalizer: Personalizer,
+  model: Model,
+  population: Population,
+  targets: jax.Array,
+  calibration: Any = None,
+  *,
+  by_task: bool = False,
+  chunk: int = 64,
+  task_axis: str | int = "auto",
+) -> tuple[TaskMetrics, TaskMetrics]:
   """Metrics of the meta-model on each target task, before and after adaptation to its train data.
 
   Args:
@@ -104,11 +125,12 @@ def evaluate_targets(network: GatedNetwork, personalizer: Personalizer, model: M
   Returns:
     Before and after, with leading axis (targets,).
   """
+
   def one(task, own):
     test = population.test(task)
     adapted = personalizer.adapt(model, population.train(task), own)
-    return (evaluate_task(network, model, test, chunk=chunk),
-            evaluate_task(network, adapted, test, chunk=chunk, prunable=personalizer.prunable))
+    return (evaluate_task(network, model, test, chunk=chunk), evaluate_task(network, adapted, test, chunk=chunk, prunable=personalizer.prunable))
+
   if by_task:
     return map_tasks(lambda task_and_own: one(*task_and_own), (targets, calibration), task_axis)
   return map_tasks(lambda task: one(task, calibration), targets, task_axis)

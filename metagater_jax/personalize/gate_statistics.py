@@ -45,8 +45,12 @@ def gate_measures(logits: jax.Array, masks: Mapping[str, jax.Array], labels: jax
   of_class = jax.nn.one_hot(labels, logits.shape[-1])
   c, s = jax.nn.softmax(logits).max(-1), sparsity(masks)
   in_bin = jax.nn.one_hot(jnp.clip((c * BINS).astype(jnp.int32), 0, BINS - 1), BINS)
-  return GateStatistics({layer: of_class[:, :, None] * mask[:, None] for layer, mask in masks.items()}, of_class,
-                        jnp.stack([in_bin, in_bin * s[:, None]], axis=-1), jnp.stack([c, s, c * c, s * s, c * s], axis=-1))
+  return GateStatistics(
+    {layer: of_class[:, :, None] * mask[:, None] for layer, mask in masks.items()},
+    of_class,
+    jnp.stack([in_bin, in_bin * s[:, None]], axis=-1),
+    jnp.stack([c, s, c * c, s * s, c * s], axis=-1),
+  )
 
 
 def conditional(on_rate: Mapping[str, jax.Array], tolerance: float = 0.02) -> jax.Array:

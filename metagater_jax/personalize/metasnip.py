@@ -16,9 +16,18 @@ from metagater_jax.pruning.scores import Score, snip
 __all__ = ["metasnip"]
 
 
-def metasnip(loss: Loss, *, sparsity: float | jax.Array | Mapping[str, float], lr: float = 0.05, steps: int = 1, score: Score | None = None,
-             granularity: str = "weight", scope: str = "global", prunable: Callable[[str, jax.Array], bool] = is_kernel,
-             chunk: int = 64) -> Personalizer:
+def metasnip(
+  loss: Loss,
+  *,
+  sparsity: float | jax.Array | Mapping[str, float],
+  lr: float = 0.05,
+  steps: int = 1,
+  score: Score | None = None,
+  granularity: str = "weight",
+  scope: str = "global",
+  prunable: Callable[[str, jax.Array], bool] = is_kernel,
+  chunk: int = 64,
+) -> Personalizer:
   """c = the fraction 1 − s of highest |∂L/∂c|;  w_i = c ⊙ (w − η ∇L_i(w)) from c ⊙ w (Section 5.4, Lee et al. 2018).
 
   The counterpart of `two_stage` for a model without gates: stage I chooses a subnetwork, stage II takes a gradient step on it. A model that
@@ -42,7 +51,7 @@ def metasnip(loss: Loss, *, sparsity: float | jax.Array | Mapping[str, float], l
   """
   check_positive(lr=lr)
   check_counts(steps=steps, chunk=chunk)
-  for name, value in (sparsity.items() if isinstance(sparsity, Mapping) else [("sparsity", sparsity)]):
+  for name, value in sparsity.items() if isinstance(sparsity, Mapping) else [("sparsity", sparsity)]:
     check_sparsity(**{name: value})
   score = snip(loss, chunk=chunk) if score is None else score
   options = {"granularity": granularity, "scope": scope, "prunable": prunable}

@@ -18,18 +18,40 @@ from metagater_jax.personalize.fine_tune import gradient_steps
 from metagater_jax.personalize.personalizer import Personalizer
 from metagater_jax.pruning.masks import highest_first, masked_loss
 
-__all__ = ["SPARSITY_BY", "adapt_backbone", "adapt_gate", "calibrate_threshold", "constant_gate", "freeze_gate", "keep_channels",
-           "log_odds_quantile", "shift_gate", "two_stage"]
+__all__ = [
+  "SPARSITY_BY",
+  "adapt_backbone",
+  "adapt_gate",
+  "calibrate_threshold",
+  "constant_gate",
+  "freeze_gate",
+  "keep_channels",
+  "log_odds_quantile",
+  "shift_gate",
+  "two_stage",
+]
 
 SPARSITY_BY = ("log_odds", "group_norm", "budget")
 
 _group_lasso = group_lasso(gate_groups)
 
 
-def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int = 1, gate_steps: int | None = None,
-              target_sparsity: float | None = None, sparsity_by: str = "log_odds", keep: Mapping[str, int] | None = None, frozen: bool = False,
-              network: GatedNetwork | None = None, gate_loss: Loss | None = None,
-              chunk: int = 64, task_axis: str | int = "auto") -> Personalizer:
+def two_stage(
+  loss: Loss,
+  *,
+  gate_lr: float = 10.0,
+  lr: float = 0.05,
+  steps: int = 1,
+  gate_steps: int | None = None,
+  target_sparsity: float | None = None,
+  sparsity_by: str = "log_odds",
+  keep: Mapping[str, int] | None = None,
+  frozen: bool = False,
+  network: GatedNetwork | None = None,
+  gate_loss: Loss | None = None,
+  chunk: int = 64,
+  task_axis: str | int = "auto",
+) -> Personalizer:
   """MetaGater's adaptation: stage I `adapt_gate`, stage II `adapt_backbone`, from the meta-model to the model of a target task.
 
   Args:
@@ -66,12 +88,15 @@ def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int
   gate_steps = steps if gate_steps is None else gate_steps
   check_counts(steps=steps, gate_steps=gate_steps, chunk=chunk)
   if keep is not None and (target_sparsity is not None or network is None or set(keep) != set(network.gated_layers)):
-    raise ValueError("two_stage: keep says how many channels each gated layer has, in the place of target_sparsity, and needs the network; got "
-                     f"keep={dict(keep)}, target_sparsity={target_sparsity}, gated layers {None if network is None else network.gated_layers}.")
+    raise ValueError(
+      "two_stage: keep says how many channels each gated layer has, in the place of target_sparsity, and needs the network; got "
+      f"keep={dict(keep)}, target_sparsity={target_sparsity}, gated layers {None if network is None else network.gated_layers}."
+    )
   check_one_of("sparsity_by", sparsity_by, SPARSITY_BY)
   if target_sparsity is not None and (network is None or not (isinstance(target_sparsity, jax.core.Tracer) or 0 <= target_sparsity < 1)):
-    raise ValueError("two_stage: target_sparsity must lie in [0, 1) and needs the network, got "
-                     f"target_sparsity={target_sparsity}, network={network}.")
+    raise ValueError(
+      f"two_stage: target_sparsity must lie in [0, 1) and needs the network, got target_sparsity={target_sparsity}, network={network}."
+    )
   if frozen and network is None:
     raise ValueError("two_stage: frozen gates need the network.")
   calibrated = target_sparsity is not None and sparsity_by == "group_norm"
@@ -83,14 +108,22 @@ def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int
       return None
     own = masked_loss(gate_loss, model.mask)
     stage_one = lambda params, data: adapt_gate(own, params, data, lr=gate_lr, steps=gate_steps, chunk=chunk)
-    return calibrate_threshold(network, model.params, stage_one, population.train, tasks, target_sparsity, samples=chunk, task_axis=task_axis,
-                               share=share, axis_name=axis_name)
+    return calibrate_threshold(
+      network, model.params, stage_one, population.train, tasks, target_sparsity, samples=chunk, task_axis=task_axis, share=share, axis_name=axis_name
+    )
 
   def adapt(model, data, calibration=None):
     _check_gates(model.params)
     own = masked_loss(loss, model.mask)
-    params = adapt_gate(masked_loss(gate_loss, model.mask), model.params, data, lr=gate_lr, steps=gate_steps,
-                        threshold=0.0 if calibration is None or not calibrated else calibration, chunk=chunk)
+    params = adapt_gate(
+      masked_loss(gate_loss, model.mask),
+      model.params,
+      data,
+      lr=gate_lr,
+      steps=gate_steps,
+      threshold=0.0 if calibration is None or not calibrated else calibration,
+      chunk=chunk,
+    )
     by, free = "budget" if keep is not None else None if target_sparsity is None else sparsity_by, params["gate"]
 
     def at_the_quantile(params):
@@ -111,8 +144,9 @@ def two_stage(loss: Loss, *, gate_lr: float = 10.0, lr: float = 0.05, steps: int
   return Personalizer(calibrate, adapt)
 
 
-def adapt_gate(loss: Loss, params: Params, data: TaskData | Batch, *, lr: float, steps: int = 1,
-               threshold: float | jax.Array = 0.0, chunk: int = 64) -> Params:
+def adapt_gate(
+  loss: Loss, params: Params, data: TaskData | Batch, *, lr: float, steps: int = 1, threshold: float | jax.Array = 0.0, chunk: int = 64
+) -> Params:
   """Stage I: φ_i = prox_{κR}(φ − η_φ ∇_φ L_i(θ, φ)), with the backbone θ as it is and no gate noise.
 
   At w = the meta-model the pull λ of Eq. (3) has zero gradient, so it does not show in one step. The gradient needs no
@@ -133,6 +167,7 @@ def adapt_gate(loss: Loss, params: Params, data: TaskData | Batch, *, lr: float,
   Returns:
     Parameters with the adapted gate.
   """
+
   def gate_loss(gate, batch, key):
     return loss({"backbone": params["backbone"], "gate": gate}, batch, key)
 
@@ -152,15 +187,26 @@ def adapt_backbone(loss: Loss, params: Params, data: TaskData | Batch, *, lr: fl
   Returns:
     Parameters with the adapted backbone.
   """
+
   def backbone_loss(backbone, batch, key):
     return loss({"backbone": backbone, "gate": params["gate"]}, batch, key)
 
   return {**params, "backbone": gradient_steps(backbone_loss, params["backbone"], data, lr=lr, steps=steps, chunk=chunk)}
 
 
-def calibrate_threshold(network: GatedNetwork, params: Params, stage_one: Callable[[Params, TaskData], Params],
-                        train_data: Callable[[jax.Array], TaskData], tasks: jax.Array, sparsity: float, *, samples: int = 64,
-                        task_axis: str | int = "auto", share: jax.Array | None = None, axis_name: str | None = None) -> jax.Array:
+def calibrate_threshold(
+  network: GatedNetwork,
+  params: Params,
+  stage_one: Callable[[Params, TaskData], Params],
+  train_data: Callable[[jax.Array], TaskData],
+  tasks: jax.Array,
+  sparsity: float,
+  *,
+  samples: int = 64,
+  task_axis: str | int = "auto",
+  share: jax.Array | None = None,
+  axis_name: str | None = None,
+) -> jax.Array:
   """The κ ≥ 0 of stage I at which tasks have a given sparsity on average.
 
   Each task runs stage I with κ = 0 once; then the server proposes κ, each task answers with its sparsity under it, and
@@ -198,6 +244,7 @@ def calibrate_threshold(network: GatedNetwork, params: Params, stage_one: Callab
       data = data._replace(index=data.index[:samples], count=jnp.minimum(data.count, samples))
       adapted = {**params, "gate": _group_lasso.prox(gate, kappa)}
       return mean_over_task(lambda batch: sparsity_of(network.apply(adapted, batch.images)[1]), data, samples)
+
     return everywhere(jnp.dot(share, map_tasks(answer, (tasks, gates), task_axis))) / everywhere(share.sum())
 
   def halve(_, bounds):
@@ -221,8 +268,10 @@ def shift_gate(gate: Params, shift: float | jax.Array) -> Params:
   Returns:
     A pytree like `gate`.
   """
+
   def one(own):
     return {**own, "b2": jnp.where(_alive(own), own["b2"] - shift, own["b2"]).astype(own["b2"].dtype)}
+
   return {layer: one(own) for layer, own in gate.items()}
 
 
@@ -236,8 +285,9 @@ def constant_gate(gate: Params, masks: Mapping[str, jax.Array]) -> Params:
   Returns:
     A pytree like `gate`.
   """
-  return {layer: {**own, "W2": jnp.zeros_like(own["W2"]), "b2": jnp.where(masks[layer] > 0.5, 1, -1).astype(own["b2"].dtype)}
-          for layer, own in gate.items()}
+  return {
+    layer: {**own, "W2": jnp.zeros_like(own["W2"]), "b2": jnp.where(masks[layer] > 0.5, 1, -1).astype(own["b2"].dtype)} for layer, own in gate.items()
+  }
 
 
 def freeze_gate(network: GatedNetwork, params: Params, data: TaskData | Batch, *, chunk: int = 64) -> Params:
@@ -256,8 +306,9 @@ def freeze_gate(network: GatedNetwork, params: Params, data: TaskData | Batch, *
   return constant_gate(params["gate"], {layer: rate >= 0.5 for layer, rate in on_rate.items()})
 
 
-def keep_channels(network: GatedNetwork, params: Params, data: TaskData | Batch, sparsity: float | jax.Array | Mapping[str, int], *,
-                  chunk: int = 64) -> Params:
+def keep_channels(
+  network: GatedNetwork, params: Params, data: TaskData | Batch, sparsity: float | jax.Array | Mapping[str, int], *, chunk: int = 64
+) -> Params:
   """Gates that keep, for every input, a fixed number of channels of each layer: those of the highest mean log-odds on a task's data.
 
   Args:
@@ -275,11 +326,13 @@ def keep_channels(network: GatedNetwork, params: Params, data: TaskData | Batch,
   def highest(layer, values):
     kept = sparsity[layer] if isinstance(sparsity, Mapping) else jnp.maximum(jnp.round((1 - sparsity) * values.shape[0]), 1)
     return highest_first(values) < kept
+
   return constant_gate(params["gate"], {layer: highest(layer, values) for layer, values in log_odds.items()})
 
 
-def log_odds_quantile(network: GatedNetwork, params: Params, data: TaskData | Batch, sparsity: float | jax.Array, *, frozen: bool = False,
-                      samples: int = 256) -> jax.Array:
+def log_odds_quantile(
+  network: GatedNetwork, params: Params, data: TaskData | Batch, sparsity: float | jax.Array, *, frozen: bool = False, samples: int = 256
+) -> jax.Array:
   """The δ at which m = 1[ℓ > δ] has a given sparsity on a task's data: the smallest at which as large a part of the log-odds is not above it.
 
   With several gated layers δ changes the masks of one, and with them the log-odds of the next: it is then found again a few times. Channels whose

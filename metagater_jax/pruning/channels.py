@@ -1,8 +1,8 @@
 """Whole output channels (filters) as what is scored and pruned: one sensitivity for each, and masks that spare a network's work.
 
-    costs = nn.channel_costs(network.layers(image_shape))
-    score = channel_sensitivity(anp(meta_loss, average="signed"), costs.groups)
-    optimizer = gradual_pruning(optax.adam(1e-3), schedule, scope=by_macs(costs))     # the schedule is in MACs
+costs = nn.channel_costs(network.layers(image_shape))
+score = channel_sensitivity(anp(meta_loss, average="signed"), costs.groups)
+optimizer = gradual_pruning(optax.adam(1e-3), schedule, scope=by_macs(costs))     # the schedule is in MACs
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +26,8 @@ def channel_sensitivity(score: Score, groups: Groups, average: str = "absolute")
 
   With a factor m on the channel's filter, bias, and normalization scale and bias, that is |∂L/∂m| at m = 1: after a convolution the criterion of
   Molchanov et al. 2017 ("Pruning Convolutional Neural Networks for Resource Efficient Inference"). It is not the sum of the weights' own
-  sensitivities Σ |w · ∂L/∂w|. Where a normalization follows, a factor on the filter alone changes nothing, so Σ w · ∂L/∂w over the filter is 0 (Euler)
-  and the sum of magnitudes measures what cancels; what counts is the normalization's scale and bias.
+  sensitivities Σ |w · ∂L/∂w|. Where a normalization follows, a factor on the filter alone changes nothing, so Σ w · ∂L/∂w over the filter is 0
+  (Euler) and the sum of magnitudes measures what cancels; what counts is the normalization's scale and bias.
 
   Args:
     score: whose contributions have their sign, w ⊙ ∇L of each task: `anp(meta_loss, average="signed")`, `snip(loss, average="signed")`.
@@ -43,8 +43,10 @@ def channel_sensitivity(score: Score, groups: Groups, average: str = "absolute")
   """
   check_one_of("average", average, AVERAGES)
   if score.contribution is None:
-    raise ValueError("channel_sensitivity: this score has no contributions of tasks; use anp or snip with average='signed'. Magnitudes are summed by "
-                     "the mask maker itself.")
+    raise ValueError(
+      "channel_sensitivity: this score has no contributions of tasks; use anp or snip with average='signed'. Magnitudes are summed by "
+      "the mask maker itself."
+    )
 
   def contribution(params, task, key, mask):
     leaves = named_leaves(score.contribution(params, task, key, mask))
@@ -58,6 +60,7 @@ def channel_sensitivity(score: Score, groups: Groups, average: str = "absolute")
       for name, leaf in _own(leaves, modules):
         found[name] = jnp.broadcast_to(jnp.abs(mean[group]) * leaf.shape[-1] / (leaf.size * len(modules)), leaf.shape)
     return like(jax.tree.unflatten(jax.tree.structure(params), [found.get(name, jnp.zeros_like(leaf)) for name, leaf in leaves.items()]), params)
+
   return Score(finish, contribution)
 
 
@@ -88,12 +91,14 @@ def by_macs(costs: ChannelCosts, *, multiple: int = 1, least: float = 0.0) -> Ca
 
   def mask_of(score, sparsity):
     leaves = named_leaves(score)
-    of = {group: sum(leaf.reshape(-1, leaf.shape[-1]).sum(0) for _, leaf in _own(leaves, modules) if leaf.ndim > 1)
-          for group, modules in costs.groups.items()}
+    of = {
+      group: sum(leaf.reshape(-1, leaf.shape[-1]).sum(0) for _, leaf in _own(leaves, modules) if leaf.ndim > 1)
+      for group, modules in costs.groups.items()
+    }
     lowest_first = {group: jnp.concatenate([jnp.zeros(1), jnp.cumsum(jnp.sort(own))]) for group, own in of.items()}  # sums of the n lowest
 
     enough = (1 - sparsity) * total * (1 + 1e-6)
-    block = lambda group, gone: (lowest_first[group][jnp.minimum(gone + multiple, costs.widths[group])] - lowest_first[group][gone])
+    block = lambda group, gone: lowest_first[group][jnp.minimum(gone + multiple, costs.widths[group])] - lowest_first[group][gone]
     changed = lambda kept, group, by: {**kept, group: kept[group] + by}
 
     def removable(kept):
@@ -104,15 +109,19 @@ def by_macs(costs: ChannelCosts, *, multiple: int = 1, least: float = 0.0) -> Ca
     def returnable(kept):
       """The score of the last block that each group gave, −1 where it gave none or there is no room for it, or where it was gone before."""
       fits = [(costs.widths[group] - kept[group] >= multiple) & (costs.macs(changed(kept, group, multiple)) <= enough) for group in names]
-      return jnp.stack([jnp.where(fit, block(group, jnp.maximum(costs.widths[group] - kept[group] - multiple, 0)), -1.0)
-                        for group, fit in zip(names, fits)])
+      return jnp.stack(
+        [jnp.where(fit, block(group, jnp.maximum(costs.widths[group] - kept[group] - multiple, 0)), -1.0) for group, fit in zip(names, fits)]
+      )
 
     def move(kept, which, by):
       return {group: kept[group] + by * (which == i) for i, group in enumerate(names)}
 
     kept = {group: jnp.asarray(width, jnp.int32) for group, width in costs.widths.items()}
-    kept = jax.lax.while_loop(lambda kept: (costs.macs(kept) > enough) & jnp.isfinite(removable(kept)).any(),
-                              lambda kept: move(kept, jnp.argmin(removable(kept)), -multiple), kept)
+    kept = jax.lax.while_loop(
+      lambda kept: (costs.macs(kept) > enough) & jnp.isfinite(removable(kept)).any(),
+      lambda kept: move(kept, jnp.argmin(removable(kept)), -multiple),
+      kept,
+    )
     kept = jax.lax.while_loop(lambda kept: (returnable(kept) >= 0).any(), lambda kept: move(kept, jnp.argmax(returnable(kept)), multiple), kept)
     found = {}
     for group, modules in costs.groups.items():
@@ -120,6 +129,7 @@ def by_macs(costs: ChannelCosts, *, multiple: int = 1, least: float = 0.0) -> Ca
       for name, leaf in _own(leaves, modules):
         found[name] = jnp.broadcast_to(stays, leaf.shape).astype(leaf.dtype)
     return jax.tree.unflatten(jax.tree.structure(score), [found.get(name, jnp.ones_like(leaf)) for name, leaf in leaves.items()])
+
   return mask_of
 
 

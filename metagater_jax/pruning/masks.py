@@ -16,9 +16,20 @@ from metagater_jax.core.checks import check_one_of, check_sparsity
 from metagater_jax.core.trees import Params, like, named_leaves, precision_of
 from metagater_jax.data.batching import Loss
 
-__all__ = ["GRANULARITIES", "SCOPES", "apply_mask", "effective_mask", "highest_first", "is_kernel", "make_mask", "mask_sparsity", "mask_state",
-           "masked_loss",
-           "nonzero_mask", "prune_further"]
+__all__ = [
+  "GRANULARITIES",
+  "SCOPES",
+  "apply_mask",
+  "effective_mask",
+  "highest_first",
+  "is_kernel",
+  "make_mask",
+  "mask_sparsity",
+  "mask_state",
+  "masked_loss",
+  "nonzero_mask",
+  "prune_further",
+]
 
 SCOPES = ("global", "layer")
 # Or a function of (score, sparsity) that makes the mask, as `pruning.by_macs` does.
@@ -40,8 +51,14 @@ def is_kernel(name: str, leaf: jax.Array) -> bool:
   return jnp.ndim(leaf) > 1
 
 
-def make_mask(score: Params, sparsity: float | jax.Array | Mapping[str, float], *, scope: str | Scope = "global", granularity: str = "weight",
-              prunable: Callable[[str, jax.Array], bool] = is_kernel) -> Params:
+def make_mask(
+  score: Params,
+  sparsity: float | jax.Array | Mapping[str, float],
+  *,
+  scope: str | Scope = "global",
+  granularity: str = "weight",
+  prunable: Callable[[str, jax.Array], bool] = is_kernel,
+) -> Params:
   """A mask (0 or 1, in each leaf's shape) that keeps the weights of the highest score.
 
   Of n candidates it removes round(sparsity · n), exactly; among equal scores those that come later in the tree go. The best of
@@ -86,8 +103,10 @@ def make_mask(score: Params, sparsity: float | jax.Array | Mapping[str, float], 
   if not candidates:
     raise ValueError(f"make_mask: none of the leaves is prunable; there are {', '.join(leaves)}.")
   if by_leaf and (scope != "layer" or set(sparsity) != set(candidates)):
-    raise ValueError(f"make_mask: a sparsity for each leaf needs scope 'layer' and the names of what is prunable, {', '.join(candidates)}; got scope "
-                     f"'{scope}' and {', '.join(sparsity)}.")
+    raise ValueError(
+      f"make_mask: a sparsity for each leaf needs scope 'layer' and the names of what is prunable, {', '.join(candidates)}; got scope "
+      f"'{scope}' and {', '.join(sparsity)}."
+    )
   if granularity == "channel":
     candidates = {path: leaf.reshape(-1, leaf.shape[-1]).sum(0) for path, leaf in candidates.items()}
   spoilt = _spoilt(candidates)
@@ -112,8 +131,10 @@ def _spoilt(leaves):
   unknown = {path: jnp.isnan(leaf).any() for path, leaf in leaves.items()}
   for path, found in unknown.items():
     if not isinstance(found, jax.core.Tracer) and found:
-      raise ValueError(f"make_mask: the score of '{path}' is not a number everywhere (NaN), so it ranks nothing; see whether the loss that it is "
-                       "a derivative of is finite.")
+      raise ValueError(
+        f"make_mask: the score of '{path}' is not a number everywhere (NaN), so it ranks nothing; see whether the loss that it is "
+        "a derivative of is finite."
+      )
   return jnp.where(jnp.stack(list(unknown.values())).any(), jnp.nan, 1.0)
 
 
@@ -168,10 +189,11 @@ def mask_state(state: Any, mask: Params) -> Any:
 
   def own(path, leaf):
     for length in range(min(longest, len(path)), -1, -1):
-      found = masks.get(path[len(path) - length:])
-      if found is not None and jnp.shape(leaf)[jnp.ndim(leaf) - found.ndim:] == found.shape and not _is_key(leaf):
+      found = masks.get(path[len(path) - length :])
+      if found is not None and jnp.shape(leaf)[jnp.ndim(leaf) - found.ndim :] == found.shape and not _is_key(leaf):
         return (leaf * found).astype(jnp.result_type(leaf))
     return leaf
+
   return jax.tree_util.tree_map_with_path(own, state)
 
 
@@ -191,11 +213,11 @@ def masked_loss(loss: Loss, mask: Params | None) -> Loss:
   @functools.wraps(loss)
   def masked(params, batch, key=None):
     return loss(apply_mask(params, mask), batch, key)
+
   return masked
 
 
-def nonzero_mask(params: Params, *, granularity: str = "weight", prunable: Callable[[str, jax.Array], bool] = is_kernel
-                 ) -> Params:
+def nonzero_mask(params: Params, *, granularity: str = "weight", prunable: Callable[[str, jax.Array], bool] = is_kernel) -> Params:
   """The mask that was applied to pruned parameters: 0 where a prunable weight is 0, or an output channel has no other weights.
 
   Args:
@@ -255,13 +277,18 @@ def effective_mask(function: Callable[[Params, jax.Array], jax.Array], mask: Par
   leaves, structure = jax.tree.flatten(mask)
   own, weight, *keys = jax.random.split(jax.random.key(0), len(leaves) + 2)
   positive = lambda key, x: jax.random.uniform(key, x.shape, minval=0.5, maxval=1.5)
-  params = jax.tree.unflatten(structure, [  # over the number of inputs, so that numbers neither grow nor vanish from layer to layer
-      positive(k, leaf) / math.prod(leaf.shape[:-1]) for k, leaf in zip(keys, leaves)])
+  params = jax.tree.unflatten(
+    structure,
+    [  # over the number of inputs, so that numbers neither grow nor vanish from layer to layer
+      positive(k, leaf) / math.prod(leaf.shape[:-1]) for k, leaf in zip(keys, leaves)
+    ],
+  )
   inputs = positive(own, inputs)
 
   def some_sum(params):
     outputs = function(apply_mask(params, mask), inputs)
     return (outputs * positive(weight, outputs)).sum()
+
   return jax.tree.map(lambda c, slope: c * (slope != 0), mask, jax.jit(jax.grad(some_sum))(params))
 
 
@@ -301,12 +328,14 @@ def _of_weights(kept: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> lis
 
 def _of_channels(kept: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> list[jax.Array]:
   """Masks of all leaves from those of the pruned leaves' channels: a pruned leaf's from its own, another's from those of its module."""
+
   def channels(name, leaf):
     if name in kept:
       return kept[name]
     width = jnp.shape(leaf)[-1:]
     beside = [mask for other, mask in kept.items() if other.rpartition("/")[0] == name.rpartition("/")[0] and mask.shape == width]
     return reduce(jnp.maximum, beside) if beside else 1
+
   return [(jnp.ones_like(leaf) * channels(name, leaf)).astype(leaf.dtype) for name, leaf in leaves.items()]
 
 

@@ -20,8 +20,7 @@ class PruningSchedule(NamedTuple):
   due: Callable[[jax.Array], jax.Array]
 
 
-def sparsity_schedule(kind: str, sparsity: float, *, begin: int = 0, end: int = 0, every: int = 1, start: float = 0.0
-                      ) -> PruningSchedule:
+def sparsity_schedule(kind: str, sparsity: float, *, begin: int = 0, end: int = 0, every: int = 1, start: float = 0.0) -> PruningSchedule:
   """From sparsity `start` to `sparsity` between the steps `begin` and `end`.
 
   With p = (step − begin)/(end − begin): "linear": start + p (s − start);  "cubic": s − (s − start)(1 − p)³ (Zhu & Gupta 2017:
@@ -49,8 +48,7 @@ def sparsity_schedule(kind: str, sparsity: float, *, begin: int = 0, end: int = 
   if kind == "one_shot":
     return PruningSchedule(lambda step: jnp.where(step >= begin, sparsity, start), lambda step: step == begin)
   if not 0 <= begin < end or every < 1:
-    raise ValueError(f"a {kind} pruning schedule needs 0 <= begin < end and every >= 1, got begin {begin}, end {end} and every "
-                     f"{every}.")
+    raise ValueError(f"a {kind} pruning schedule needs 0 <= begin < end and every >= 1, got begin {begin}, end {end} and every {every}.")
   power = {"linear": 1, "cubic": 3}[kind]
 
   def at(step):
@@ -59,6 +57,7 @@ def sparsity_schedule(kind: str, sparsity: float, *, begin: int = 0, end: int = 
 
   def due(step):
     return ((step >= begin) & (step <= end) & ((step - begin) % every == 0)) | (step == end)
+
   return PruningSchedule(at, due)
 
 
@@ -85,8 +84,10 @@ def staged_schedule(levels: Sequence[float], steps: int, *, every: int = 1, ramp
   rising = max(1, int(ramp * steps))
   if not 0 < ramp < 1 or rising >= steps:
     raise ValueError(f"ramp must lie in (0, 1) and leave a step of {steps} to recover in, got {ramp}.")
-  stages = [sparsity_schedule("cubic", level, begin=i * steps, end=i * steps + rising, every=every, start=before)
-            for i, (before, level) in enumerate(zip([0.0, *levels], levels))]
+  stages = [
+    sparsity_schedule("cubic", level, begin=i * steps, end=i * steps + rising, every=every, start=before)
+    for i, (before, level) in enumerate(zip([0.0, *levels], levels))
+  ]
 
   def at(step):
     stage = jnp.clip(step // steps, 0, len(stages) - 1)
@@ -94,4 +95,5 @@ def staged_schedule(levels: Sequence[float], steps: int, *, every: int = 1, ramp
 
   def due(step):
     return jnp.any(jnp.stack([jnp.asarray(s.due(step)) for s in stages]))
+
   return PruningSchedule(at, due)

@@ -42,8 +42,16 @@ class Score:
   finish: Callable[[Params, Params | None, jax.Array | None], Params]
   contribution: Callable[[Params, Any, jax.Array | None, Params | None], Params] | None = None
 
-  def __call__(self, params: Params, tasks: Any = None, key: jax.Array | None = None, mask: Params | None = None, *,
-               task_axis: str | int = "auto", axis_name: str | None = None) -> Params:
+  def __call__(
+    self,
+    params: Params,
+    tasks: Any = None,
+    key: jax.Array | None = None,
+    mask: Params | None = None,
+    *,
+    task_axis: str | int = "auto",
+    axis_name: str | None = None,
+  ) -> Params:
     """The score of all weights on several tasks.
 
     Args:
@@ -88,6 +96,7 @@ def random() -> Score:
   Raises:
     ValueError: from the score, a missing key.
   """
+
   def finish(params, mean, key):
     del mean
     if key is None:
@@ -95,6 +104,7 @@ def random() -> Score:
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     return like(jax.tree.unflatten(structure, [jax.random.uniform(k, jnp.shape(w), precision_of(w)) for k, w in zip(keys, leaves)]), params)
+
   return Score(finish)
 
 
@@ -125,6 +135,7 @@ def snip(loss: Loss, *, average: str = "absolute", samples: Callable[[Any], Batc
     del mask  # what is pruned is 0 in the parameters, and so is its sensitivity
     _, gradient = full_batch_gradient(loss, params, samples(task), chunk, key)
     return _sensitivity(params, gradient, average)
+
   return _sensitivity_score(contribution, average)
 
 
@@ -150,11 +161,13 @@ def contribution(loss: Loss, *, chunk: int = 64) -> Score:
     del mask
     _, gradient = full_batch_gradient(loss, params, _all_samples(task), chunk, key)
     return jax.tree.map(lambda w, g: -w * g, params, gradient)
+
   return Score(lambda params, mean, key: mean, of_task)
 
 
-def anp(meta_loss: Callable[..., jax.Array], *, derivative: str = "exact", average: str = "absolute", mask_in: str = "inner_loop",
-        by_layer: bool = False) -> Score:
+def anp(
+  meta_loss: Callable[..., jax.Array], *, derivative: str = "exact", average: str = "absolute", mask_in: str = "inner_loop", by_layer: bool = False
+) -> Score:
   """Adaptation-aware importance (ANP, Gao et al. 2021): how sensitive the meta-objective is to removing a weight.
 
   |∂M(w; c)/∂c| at c = 1 of M(w; c) = mean over tasks of L_query(A_T(w; c)): a weight is important if the network adapts worse without it,
@@ -190,6 +203,7 @@ def anp(meta_loss: Callable[..., jax.Array], *, derivative: str = "exact", avera
       return _sensitivity(params, gradient_of(lambda w: meta_loss(w, task, mask=mask, derivative=derivative), params), average)
     kept = jax.tree.map(jnp.ones_like, params) if mask is None else like(mask, params)
     return _sensitivity(kept, gradient_of(lambda c: meta_loss(params, task, mask=c, derivative=derivative), kept), average)
+
   return _sensitivity_score(contribution, average)
 
 
@@ -226,5 +240,6 @@ def _gradient_by_layer(objective, params):
       for i, leaf in zip(layer, own):
         changed[i] = leaf
       return objective(jax.tree.unflatten(structure, changed))
+
     gradients |= dict(zip(layer, jax.grad(objective_of_layer)([fixed[i] for i in layer])))
   return jax.tree.unflatten(structure, [gradients[i] for i in range(len(leaves))])

@@ -1,12 +1,12 @@
 """Pruning while training: an optax wrapper that keeps the masks.
 
-    optimizer = gradual_pruning(optax.adam(1e-3), sparsity_schedule("cubic", 0.85, begin=1000, end=5000, every=200))
-    state = optimizer.init(params)
-    score = anp(meta_loss)
-    …
-    mask = pruning_mask(state)                          # for the inner loop, and anything else that must respect it
-    updates, state = optimizer.update(gradients, state, params, score=lambda: score(params, tasks, key, mask))
-    params = optax.apply_updates(params, updates)       # what is pruned is exactly 0 from here on
+optimizer = gradual_pruning(optax.adam(1e-3), sparsity_schedule("cubic", 0.85, begin=1000, end=5000, every=200))
+state = optimizer.init(params)
+score = anp(meta_loss)
+…
+mask = pruning_mask(state)                          # for the inner loop, and anything else that must respect it
+updates, state = optimizer.update(gradients, state, params, score=lambda: score(params, tasks, key, mask))
+params = optax.apply_updates(params, updates)       # what is pruned is exactly 0 from here on
 """
 
 from collections.abc import Callable
@@ -32,9 +32,14 @@ class GradualPruningState(NamedTuple):
   inner: Any
 
 
-def gradual_pruning(optimizer: optax.GradientTransformation, schedule: PruningSchedule, *, scope: str | Scope = "global",
-                    granularity: str = "weight", prunable: Callable[[str, jax.Array], bool] = is_kernel
-                    ) -> optax.GradientTransformationExtraArgs:
+def gradual_pruning(
+  optimizer: optax.GradientTransformation,
+  schedule: PruningSchedule,
+  *,
+  scope: str | Scope = "global",
+  granularity: str = "weight",
+  prunable: Callable[[str, jax.Array], bool] = is_kernel,
+) -> optax.GradientTransformationExtraArgs:
   """Any optax optimizer, pruned by a schedule.
 
   `update(gradients, state, params, score=…)` takes the score of the parameters, as a pytree like them or as a function without
@@ -66,8 +71,7 @@ def gradual_pruning(optimizer: optax.GradientTransformation, schedule: PruningSc
     def prune():
       scores = magnitude()(params) if score is None else score() if callable(score) else score
       _check_like(scores, params)
-      return prune_further(scores, state.mask, schedule.sparsity(state.step), scope=scope, granularity=granularity,
-                           prunable=prunable)
+      return prune_further(scores, state.mask, schedule.sparsity(state.step), scope=scope, granularity=granularity, prunable=prunable)
 
     mask = jax.lax.cond(schedule.due(state.step), prune, lambda: state.mask)
     if "grad" in extra:  # what line searches get beside the gradients

@@ -21,6 +21,7 @@ def test_numbers_are_named_and_traced_values_pass():
     check_positive(x=x)
     check_not_negative(x=x)
     return x
+
   assert traced(-1.0) == -1
 
 
@@ -39,9 +40,18 @@ def test_what_is_no_count_is_refused(value):
   check_counts(steps=3, chunk=np.int64(2))
 
 
-@pytest.mark.parametrize("value, message", [
-    ("0.1", "must be a number, got '0.1'"), (None, "must be a number, got None"), (True, "must be a number"), (np.float32(-1), "positive, got -1"),
-    (np.zeros(2), "must be a number"), (float("inf"), "must be finite, got inf"), (jnp.float32(0), "positive, got 0")])
+@pytest.mark.parametrize(
+  "value, message",
+  [
+    ("0.1", "must be a number, got '0.1'"),
+    (None, "must be a number, got None"),
+    (True, "must be a number"),
+    (np.float32(-1), "positive, got -1"),
+    (np.zeros(2), "must be a number"),
+    (float("inf"), "must be finite, got inf"),
+    (jnp.float32(0), "positive, got 0"),
+  ],
+)
 def test_what_is_no_positive_number_is_refused(value, message):
   with pytest.raises(ValueError, match=f"lr.* {message}"):
     check_positive(lr=value)

@@ -15,6 +15,7 @@ def test_lifted_is_the_function_and_what_it_captured_is_an_argument():
     assert len(captured) == 2  # what is no tracer is a constant
     doubled = lifted([2 * c for c in captured], 3.0)
     return lifted(captured, 3.0), doubled
+
   plain, doubled = jax.jit(outer)(2.0, 5)
   assert (plain, doubled) == (3 * 2 * 3 + 5, 4 * 3 * 3 + 10)
 
@@ -26,5 +27,6 @@ def test_a_derivative_of_its_own_may_then_be_differentiated_by_what_is_captured(
     call = jax.custom_vjp(lambda captured, w: lifted(captured, w))
     call.defvjp(lambda captured, w: jax.vjp(lifted, captured, w), lambda pull, g: pull(g))
     return call(captured, w)
+
   gradient = jax.grad(wrap(squared), (0, 1))(3.0, 2.0)
   assert gradient == (4, 12)

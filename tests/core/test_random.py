@@ -19,8 +19,7 @@ def test_minibatches_are_drawn_without_replacement_and_evenly():
 
 
 def test_positions_are_uniform_over_ordered_draws():
-  draws = np.asarray(jax.vmap(lambda k: mg.core.sample_positions(k, jnp.array(4), 3))(
-      jax.random.split(jax.random.key(0), 24_000)))
+  draws = np.asarray(jax.vmap(lambda k: mg.core.sample_positions(k, jnp.array(4), 3))(jax.random.split(jax.random.key(0), 24_000)))
   counts = np.bincount(draws @ [16, 4, 1], minlength=64)
   assert (counts > 0).sum() == 24  # 4·3·2 ordered draws without repetition, and no other
   assert np.abs(counts[counts > 0] - 1000).max() < 5 * np.sqrt(1000)

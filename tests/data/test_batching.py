@@ -28,8 +28,7 @@ def test_microbatches_give_the_whole_batch(linear_problem, rows):
     got = jax.jit(jax.value_and_grad(parts))(params, weighted, None)
     chex.assert_trees_all_close(got, (value, gradient), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(parts(params, weighted), value, rtol=1e-6)
-    step = lambda loss: jax.grad(lambda w: loss(jax.tree.map(lambda w, g: w - 0.3 * g, w, jax.grad(loss)(w, weighted, None)),
-                                                weighted, None))(params)
+    step = lambda loss: jax.grad(lambda w: loss(jax.tree.map(lambda w, g: w - 0.3 * g, w, jax.grad(loss)(w, weighted, None)), weighted, None))(params)
     chex.assert_trees_all_close(step(parts), step(linear_loss), rtol=1e-4, atol=1e-6)
 
 
@@ -51,5 +50,5 @@ def test_full_batch_gradient_does_not_depend_on_chunks_or_padding(linear_problem
   for task, (x, y) in enumerate(tasks):
     value, gradient = mg.data.full_batch_gradient(linear_loss, params, population.train(task), chunk)
     error = x @ np.asarray(params["w"], np.float64) + 0.3 - y
-    np.testing.assert_allclose(value, 0.5 * np.mean(error ** 2), rtol=1e-5)
+    np.testing.assert_allclose(value, 0.5 * np.mean(error**2), rtol=1e-5)
     np.testing.assert_allclose(gradient["w"], x.T @ error / len(y), rtol=1e-4, atol=1e-5)

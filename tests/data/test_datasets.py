@@ -29,10 +29,13 @@ def test_digits_are_embedded():
 def tfds_folder(tmp_path_factory):
   """MNIST in TFDS's array_record format with seven and three random images, written without TensorFlow."""
   import tensorflow_datasets as tfds
+
   folder = tmp_path_factory.mktemp("tfds")
   rng = np.random.default_rng(0)
-  content = {split: [(rng.integers(0, 256, (28, 28, 1)).astype(np.uint8), int(rng.integers(10))) for _ in range(count)]
-             for split, count in (("train", 7), ("test", 3))}
+  content = {
+    split: [(rng.integers(0, 256, (28, 28, 1)).astype(np.uint8), int(rng.integers(10))) for _ in range(count)]
+    for split, count in (("train", 7), ("test", 3))
+  }
   builder = tfds.builder("mnist", data_dir=str(folder), file_format="array_record")
 
   def png(image):  # encoded here, since TFDS encodes arrays with TensorFlow
@@ -95,8 +98,10 @@ def test_the_default_directory_is_prepared_only_where_tensorflow_is_there(monkey
   # With TensorFlow the same call goes to TFDS; the network is where this test stops it.
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
   import tensorflow_datasets as tfds
+
   def no_network(self, urls):
     raise ConnectionError(f"no network for {sorted(urls)[0]}")
+
   monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", no_network)
   with pytest.raises(datasets.DatasetError, match="could not prepare 'mnist'.*ConnectionError: no network"):
     datasets.load_dataset("mnist")
@@ -111,10 +116,12 @@ def test_prepare_command(monkeypatch, capsys):
 
 def test_missing_tfds_says_what_to_install(monkeypatch):
   real = builtins.__import__
+
   def without(name, *args, **kwargs):
     if name == "tensorflow_datasets":
       raise ImportError("No module named 'importlib_resources'")
     return real(name, *args, **kwargs)
+
   monkeypatch.setattr(builtins, "__import__", without)
   with pytest.raises(datasets.DatasetError, match="pip install tensorflow-datasets importlib_resources"):
     datasets.load_dataset("mnist")
@@ -123,9 +130,12 @@ def test_missing_tfds_says_what_to_install(monkeypatch):
 def test_a_damaged_cache_is_made_anew(tfds_folder):
   folder, _ = tfds_folder
   whole = np.array(datasets.load_dataset("mnist", folder).images)
-  entry, = datasets.cache_directory().iterdir()
-  for damage in (lambda: (entry / "labels.npy").unlink(), lambda: (entry / "images.npy").write_bytes((entry / "images.npy").read_bytes()[:-9]),
-                 lambda: (entry / "images.npy").write_bytes(b"no array")):
+  (entry,) = datasets.cache_directory().iterdir()
+  for damage in (
+    lambda: (entry / "labels.npy").unlink(),
+    lambda: (entry / "images.npy").write_bytes((entry / "images.npy").read_bytes()[:-9]),
+    lambda: (entry / "images.npy").write_bytes(b"no array"),
+  ):
     damage()
     np.testing.assert_array_equal(datasets.load_dataset("mnist", folder).images, whole)
 
@@ -153,6 +163,7 @@ def test_a_truncated_record_is_named(tfds_folder, tmp_path):
 @pytest.mark.parametrize("white", [1, 255])
 def test_images_of_one_bit_are_black_and_white_whatever_decodes_them(tmp_path, white):
   """Pillow gives 0 and 1, OpenCV 0 and 255."""
+
   class Builder:
     name, data_dir, version = "bits", str(tmp_path), "1.0.0"
     info = type("", (), {"splits": {"train": type("", (), {"num_examples": 4, "filepaths": []})}})
@@ -161,6 +172,7 @@ def test_images_of_one_bit_are_black_and_white_whatever_decodes_them(tmp_path, w
       del split
       pictures = [np.full((2, 2, 1), white * (i % 2), np.uint8) for i in range(4)]
       return type("", (), {"__getitems__": lambda self, rows: [{"image": pictures[i], "label": i} for i in rows]})()
+
   folder = datasets._cached("bits", Builder(), ["train"], shape=(2, 2, 1))
   assert np.load(folder / "images.npy")[:, 0, 0, 0].tolist() == [0, 255, 0, 255]
 

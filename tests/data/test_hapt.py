@@ -8,8 +8,16 @@ from metagater_jax.data.datasets import DatasetError
 from metagater_jax.data.hapt import ACTIVITIES, load_hapt
 
 # (recording, user, activity, first and last sample, counted from 1), as in the original labels.txt; 7 is a transition.
-STRETCHES = [(1, 1, 5, 11, 210), (1, 1, 7, 211, 500), (1, 1, 4, 501, 660), (1, 1, 1, 701, 990), (2, 1, 1, 1, 200), (2, 1, 1, 241, 400),
-             (3, 2, 1, 51, 178), (3, 2, 6, 179, 305)]
+STRETCHES = [
+  (1, 1, 5, 11, 210),
+  (1, 1, 7, 211, 500),
+  (1, 1, 4, 501, 660),
+  (1, 1, 1, 701, 990),
+  (2, 1, 1, 1, 200),
+  (2, 1, 1, 241, 400),
+  (3, 2, 1, 51, 178),
+  (3, 2, 6, 179, 305),
+]
 LENGTH = 1000
 
 
@@ -25,8 +33,17 @@ def as_arrays(tmp_path, signals):
   parts = {name: [] for name in ("acc", "gyro", "label", "user", "recording", "position")}
   for recording, user, activity, first, last in STRETCHES:
     rows = np.arange(first - 1, last)
-    for name, value in zip(parts, (signals[recording][0][rows], signals[recording][1][rows], np.full(len(rows), activity), np.full(len(rows), user),
-                                   np.full(len(rows), recording), rows)):
+    for name, value in zip(
+      parts,
+      (
+        signals[recording][0][rows],
+        signals[recording][1][rows],
+        np.full(len(rows), activity),
+        np.full(len(rows), user),
+        np.full(len(rows), recording),
+        rows,
+      ),
+    ):
       parts[name].append(value)
   (tmp_path / "har").mkdir()
   np.savez(tmp_path / "har" / "hapt.npz", **{name: np.concatenate(part) for name, part in parts.items()})
@@ -48,12 +65,22 @@ def as_text(tmp_path, signals):
 def test_windows_of_both_forms(as_arrays, as_text, signals):
   data, text = load_hapt(as_arrays), load_hapt(as_text)
   # 200, 160 and 290 samples hold 2, 1 and 3 windows of 128 at steps of 64; after a gap, or in the next recording, the count begins anew.
-  expected = [(1, 0, 4, 10), (1, 0, 4, 74), (1, 0, 3, 500), (1, 0, 0, 700), (1, 0, 0, 764), (1, 0, 0, 828),
-              (2, 0, 0, 0), (2, 0, 0, 64), (2, 0, 0, 240), (3, 1, 0, 50)]
+  expected = [
+    (1, 0, 4, 10),
+    (1, 0, 4, 74),
+    (1, 0, 3, 500),
+    (1, 0, 0, 700),
+    (1, 0, 0, 764),
+    (1, 0, 0, 828),
+    (2, 0, 0, 0),
+    (2, 0, 0, 64),
+    (2, 0, 0, 240),
+    (3, 1, 0, 50),
+  ]
   assert [(user, label) for _, user, label, _ in expected] == list(zip(data.groups.tolist(), data.labels.tolist()))
   for window, (recording, _, _, first) in zip(data.images, expected):
-    np.testing.assert_allclose(window[:, :3], signals[recording][0][first:first + 128] / 720, rtol=1e-6)  # g
-    np.testing.assert_allclose(window[:, 3:], signals[recording][1][first:first + 128] / 3276.8, rtol=1e-6)  # rad/s
+    np.testing.assert_allclose(window[:, :3], signals[recording][0][first : first + 128] / 720, rtol=1e-6)  # g
+    np.testing.assert_allclose(window[:, 3:], signals[recording][1][first : first + 128] / 3276.8, rtol=1e-6)  # rad/s
   assert data.images.dtype == np.float32 and data.classes == len(ACTIVITIES) == 6
   for name in ("labels", "groups", "spans"):
     np.testing.assert_array_equal(getattr(data, name), getattr(text, name))

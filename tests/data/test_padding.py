@@ -56,7 +56,7 @@ def episode(network, params, partition, labels, images):
   """Of a pool whose first class has fewer samples than an episode asks for; the rest of the images belong to no class of it."""
   own = np.concatenate([partition.train[OWN], partition.test[OWN]])
   index = np.zeros((1, 12), np.int32)
-  index[0, :len(own)] = own
+  index[0, : len(own)] = own
   pool = mg.fewshot.ClassPool(jnp.asarray(images), jnp.asarray(index), jnp.array([len(own)]), jnp.array([0.5, 0.5]))
   sample = jax.jit(partial(mg.fewshot.sample_episode, ways=1, shots=4, queries=8))
   found = sample(jax.random.key(0), pool)

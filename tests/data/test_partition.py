@@ -21,13 +21,22 @@ labels_of = lambda classes, samples, seed: np.random.default_rng(seed).integers(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
-@given(classes=st.integers(3, 12), tasks=st.integers(1, 15), labels_per_task=st.integers(1, 3), seed=st.integers(0, 999),
-       fill=st.booleans(), cyclic=st.booleans(), low=st.integers(4, 20), test_fraction=st.sampled_from([0.1, 0.25, 0.5]))
+@given(
+  classes=st.integers(3, 12),
+  tasks=st.integers(1, 15),
+  labels_per_task=st.integers(1, 3),
+  seed=st.integers(0, 999),
+  fill=st.booleans(),
+  cyclic=st.booleans(),
+  low=st.integers(4, 20),
+  test_fraction=st.sampled_from([0.1, 0.25, 0.5]),
+)
 def test_tasks_of_few_labels(classes, tasks, labels_per_task, seed, fill, cyclic, low, test_fraction):
   assume(tasks * low * labels_per_task <= 300)  # where there is plenty of data, there must be a partition
   labels = labels_of(classes, 2500, seed)
-  partition = mg.partition_by_label(labels, tasks=tasks, labels_per_task=labels_per_task, size_range=(low, 4 * low), seed=seed,
-                                    test_fraction=test_fraction, fill=fill, cyclic=cyclic)
+  partition = mg.partition_by_label(
+    labels, tasks=tasks, labels_per_task=labels_per_task, size_range=(low, 4 * low), seed=seed, test_fraction=test_fraction, fill=fill, cyclic=cyclic
+  )
   check_partition(partition, labels)
   assert len(partition) == tasks
   for i, (train, test) in enumerate(zip(partition.train, partition.test)):
@@ -40,8 +49,7 @@ def test_tasks_of_few_labels(classes, tasks, labels_per_task, seed, fill, cyclic
 
 
 @settings(max_examples=40, deadline=None)
-@given(classes=st.integers(2, 10), tasks=st.integers(1, 12), concentration=st.sampled_from([0.1, 0.5, 5.0]),
-       seed=st.integers(0, 999))
+@given(classes=st.integers(2, 10), tasks=st.integers(1, 12), concentration=st.sampled_from([0.1, 0.5, 5.0]), seed=st.integers(0, 999))
 def test_dirichlet_tasks(classes, tasks, concentration, seed):
   tasks = min(tasks, {0.1: 2, 0.5: 4, 5.0: 12}[concentration])  # so few that a draw which fills them all is found
   labels = labels_of(classes, 3000, seed)
@@ -54,9 +62,11 @@ def test_dirichlet_tasks(classes, tasks, concentration, seed):
 
 def test_concentration_sets_how_alike_tasks_are():
   labels = labels_of(10, 20_000, 0)
+
   def mean_largest_share(concentration):
     partition = mg.data.partition_by_dirichlet(labels, tasks=10, concentration=concentration, seed=0)
     return np.mean([np.bincount(labels[p]).max() / len(p) for p in partition.train])
+
   shares = [mean_largest_share(c) for c in (0.1, 1.0, 100.0)]
   assert shares[0] > shares[1] > shares[2] and shares[2] < 0.15
 
@@ -82,6 +92,7 @@ def test_filling_uses_the_data_and_sizes_spread_over_the_range():
 
 def test_json_round_trip():
   import json
+
   partition = mg.partition_by_label(labels_of(4, 200, 0), tasks=3, labels_per_task=2, size_range=(10, 30), seed=0)
   again = mg.data.Partition.from_json(json.loads(json.dumps(partition.to_json())))
   for a, b in zip(partition.train + partition.test, again.train + again.test):
@@ -101,14 +112,17 @@ def test_target_tasks_may_be_seen_but_validation_tasks_never():
   assert len(training) == 17 and set(targets) <= set(training) and not set(validation) & set(training)
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     (dict(labels_per_task=11), "labels_per_task is 11, but the data has 10 classes"),
     (dict(size_range=(100, 50)), r"1 <= smallest <= largest, got \(100, 50\)"),
     (dict(size_range=(500, 900)), "cannot fill.*20 tasks of at least 500 train samples need 10000, there are 2250"),
     (dict(size_range=(1, 9)), "starts at 1, but a task of 2 labels"),
     (dict(tasks=0), "tasks must be at least 1, got 0"),
     (dict(test_fraction=1.0), "test_fraction must lie between 0 and 1, got 1.0"),
-])
+  ],
+)
 def test_errors_name_the_numbers(change, message):
   options = dict(tasks=20, labels_per_task=2, size_range=(20, 200), seed=0) | change
   with pytest.raises(ValueError, match=message):

@@ -63,15 +63,21 @@ def arrays():
   return np.zeros((40, 2, 2, 1), np.float32), labels, mg.data.Partition(parts, parts[::-1])
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     (lambda x, y: (x, y + 1), "no sample has 0 while the largest is 4.*classes=5.*return_inverse"),
     (lambda x, y: (x, 2 * y), "no sample has 1 while the largest is 6"),
     (lambda x, y: (x, np.where(np.arange(40) == 7, -1, y)), "sample 7 has -1"),
     (lambda x, y: (x, y + 0.9), "labels must be integers.*float64"),
     (lambda x, y: (x, y[:, None]), r"labels must be integers of shape \(samples,\), got int64\[40, 1\]"),
-    (lambda x, y: (x.astype(np.uint16), y), "uint8 .*or floats.*got uint16"), (lambda x, y: (x.astype(np.int64), y), "got int64"),
-    (lambda x, y: (x.astype(bool), y), "got bool"), (lambda x, y: (x.tolist(), y), "images must be an array"),
-    (lambda x, y: (np.where(np.arange(40)[:, None, None, None] == 5, np.nan, x), y), "image 5 has pixels that are not finite")])
+    (lambda x, y: (x.astype(np.uint16), y), "uint8 .*or floats.*got uint16"),
+    (lambda x, y: (x.astype(np.int64), y), "got int64"),
+    (lambda x, y: (x.astype(bool), y), "got bool"),
+    (lambda x, y: (x.tolist(), y), "images must be an array"),
+    (lambda x, y: (np.where(np.arange(40)[:, None, None, None] == 5, np.nan, x), y), "image 5 has pixels that are not finite"),
+  ],
+)
 def test_arrays_that_would_train_to_nonsense(arrays, change, message):
   images, labels, partition = arrays
   mg.make_population(images, labels, partition)
@@ -93,10 +99,17 @@ def test_labels_may_have_gaps_where_the_number_of_classes_is_said(arrays):
     mg.data.make_task(images, labels, classes=3)
 
 
-@pytest.mark.parametrize("train, test, message", [
-    (([0, 1], [2]), ([3], []), "task 1 of the partition has no test samples"), (([0, 1], []), ([3], [4]), "task 1 .* no train samples"),
-    (([0, -1], [2]), ([3], [4]), "train part of task 0 names sample -1"), (([0.0, 1.0], [2]), ([3], [4]), "task 0 must be numbers of samples, got float"),
-    (([0], [1]), ([2],), "2 train and 1 test parts"), ((), (), "0 train and 0 test")])
+@pytest.mark.parametrize(
+  "train, test, message",
+  [
+    (([0, 1], [2]), ([3], []), "task 1 of the partition has no test samples"),
+    (([0, 1], []), ([3], [4]), "task 1 .* no train samples"),
+    (([0, -1], [2]), ([3], [4]), "train part of task 0 names sample -1"),
+    (([0.0, 1.0], [2]), ([3], [4]), "task 0 must be numbers of samples, got float"),
+    (([0], [1]), ([2],), "2 train and 1 test parts"),
+    ((), (), "0 train and 0 test"),
+  ],
+)
 def test_partitions_that_do_not_fit(arrays, train, test, message):
   images, labels, _ = arrays
   with pytest.raises(ValueError, match=message):

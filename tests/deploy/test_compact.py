@@ -35,13 +35,17 @@ def same(small, network, params, x=None):
   np.testing.assert_allclose(logits(small.network, small.params, x), expected, atol=3e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("backbone, gated, shape", [
+@pytest.mark.parametrize(
+  "backbone, gated, shape",
+  [
     (mg.ConvNet4(5, widths=(4, 6, 8)), ("conv2", "conv3"), IMAGE),
     (mg.nn.ConvNet7(5, widths=(4, 4, 6, 6, 8, 8)), ("conv1", "conv5", "conv6"), IMAGE),
     (mg.nn.SensorNet(6, widths=(4, 6, 8)), ("conv2", "conv3"), (32, 3)),
     (mg.MLP(5, widths=(7, 6)), ("hidden1", "hidden2"), IMAGE),
     (mg.nn.ResNet12(5, widths=(4, 6, 6, 8)), ("block1/conv1", "block2/conv2", "block3"), IMAGE),
-], ids=["conv4", "conv7", "sensor", "mlp", "resnet"])
+  ],
+  ids=["conv4", "conv7", "sensor", "mlp", "resnet"],
+)
 def test_constant_gates_are_cut_out_exactly(backbone, gated, shape):
   network = mg.GatedNetwork(backbone, gated)
   params = random_params(network, shape)
@@ -104,8 +108,11 @@ def test_channels_that_are_never_on_over_calibration_data():
   same(always, ungated, {"backbone": zeroed, "gate": {}}, x)
 
 
-@pytest.mark.parametrize("backbone", [mg.ConvNet4(5, widths=(6, 8, 8)), mg.nn.FewShotConvNet(5, widths=(6, 8, 8, 6)),
-                                      mg.nn.ResNet12(5, widths=(4, 6, 6, 8))], ids=["conv4", "fewshot", "resnet"])
+@pytest.mark.parametrize(
+  "backbone",
+  [mg.ConvNet4(5, widths=(6, 8, 8)), mg.nn.FewShotConvNet(5, widths=(6, 8, 8, 6)), mg.nn.ResNet12(5, widths=(4, 6, 6, 8))],
+  ids=["conv4", "fewshot", "resnet"],
+)
 def test_filters_that_a_mask_removes_are_cut_out(backbone):
   network = mg.GatedNetwork(backbone)
   params = random_params(network)
@@ -164,7 +171,9 @@ def test_channels_are_rounded_up_to_what_runtimes_like(constant):
   if constant:
     params["gate"] = constant_gate(params["gate"], masks)
   else:
-    params["gate"] = {layer: {**own, "W2": own["W2"] * masks[layer], "b2": jnp.where(masks[layer], own["b2"], -1)} for layer, own in params["gate"].items()}
+    params["gate"] = {
+      layer: {**own, "W2": own["W2"] * masks[layer], "b2": jnp.where(masks[layer], own["b2"], -1)} for layer, own in params["gate"].items()
+    }
   small = compact(network, mg.Model(params), IMAGE, multiple=4)
   assert {layer: len(kept) for layer, kept in small.kept.items()} == {"conv2": 4, "conv3": 8}
   assert all(set(numbers) < set(small.kept[layer].tolist()) for layer, numbers in on.items())

@@ -12,16 +12,28 @@ from ai_edge_litert.interpreter import Interpreter
 
 import metagater_jax as mg
 from metagater_jax.deploy import (
-    Signature, adaptation, compact, device_loss, inference, quantize_tflite, signature, to_onnx, to_stablehlo, to_tflite, within_budget)
+  Signature,
+  adaptation,
+  compact,
+  device_loss,
+  inference,
+  quantize_tflite,
+  signature,
+  to_onnx,
+  to_stablehlo,
+  to_tflite,
+  within_budget,
+)
 from metagater_jax.personalize import constant_gate
 
 NETWORKS = {
-    "conv4, gated": (mg.GatedNetwork(mg.ConvNet4(5, widths=(4, 6, 8)), ("conv2", "conv3")), (16, 16, 3)),
-    "conv7": (mg.GatedNetwork(mg.nn.ConvNet7(5, widths=(4, 4, 6, 6, 8, 8))), (20, 20, 3)),
-    "sensor, gated": (mg.GatedNetwork(mg.nn.SensorNet(6, widths=(4, 6, 8)), ("conv1", "conv3")), (32, 3)),
-    "mlp, gated": (mg.GatedNetwork(mg.MLP(5, widths=(7, 6)), ("hidden2",)), (8, 8, 1)),
-    "fewshot": (mg.GatedNetwork(mg.nn.FewShotConvNet(5, widths=(4, 4, 4, 4))), (16, 16, 3)),
-    "resnet": (mg.GatedNetwork(mg.nn.ResNet12(5, widths=(4, 4, 6, 6))), (16, 16, 3))}
+  "conv4, gated": (mg.GatedNetwork(mg.ConvNet4(5, widths=(4, 6, 8)), ("conv2", "conv3")), (16, 16, 3)),
+  "conv7": (mg.GatedNetwork(mg.nn.ConvNet7(5, widths=(4, 4, 6, 6, 8, 8))), (20, 20, 3)),
+  "sensor, gated": (mg.GatedNetwork(mg.nn.SensorNet(6, widths=(4, 6, 8)), ("conv1", "conv3")), (32, 3)),
+  "mlp, gated": (mg.GatedNetwork(mg.MLP(5, widths=(7, 6)), ("hidden2",)), (8, 8, 1)),
+  "fewshot": (mg.GatedNetwork(mg.nn.FewShotConvNet(5, widths=(4, 4, 4, 4))), (16, 16, 3)),
+  "resnet": (mg.GatedNetwork(mg.nn.ResNet12(5, widths=(4, 4, 6, 6))), (16, 16, 3)),
+}
 
 
 def made(name, batch):
@@ -55,14 +67,15 @@ def test_the_batch_is_dynamic_where_the_format_can(name):
   any_size = inference(network, params, shape, None)
   session, program = onnxruntime.InferenceSession(to_onnx(any_size)), jax.export.deserialize(bytearray(to_stablehlo(any_size)))
   for rows in (images, images[:1], images[:3]):
-    close(session.run(None, {"images": rows})[0], logits[:len(rows)])
-    close(program.call(rows)[0], logits[:len(rows)])
+    close(session.run(None, {"images": rows})[0], logits[: len(rows)])
+    close(program.call(rows)[0], logits[: len(rows)])
 
 
 def test_a_file_has_the_convolutions_themselves():
   """And not their form as products, which is for training many tasks at once."""
   network, params, shape, *_ = made("conv4, gated", 1)
   import onnx
+
   operators = [node.op_type for node in onnx.load_from_string(to_onnx(inference(network, params, shape))).graph.node]
   assert operators.count("Conv") == 3 and operators.count("MaxPool") == 3 and "Concat" not in operators
 
@@ -88,8 +101,10 @@ def device(tmp_path_factory):
   keep, rates = {"conv2": 3, "conv3": 4}, {"gate_lr": 3.0, "lr": 0.1}
   whole = mg.two_stage(device_loss(network), network=network, keep=keep, **rates)
   budget = within_budget(network, shape, keep, loss_of=device_loss, **rates)
-  files = (to_tflite(adaptation(network, lambda w, data: whole.adapt(mg.Model(w), data).params, params, shape, samples=10)),
-           to_tflite(adaptation(network, lambda w, data: budget.adapt(w, data)[0], params, shape, samples=10, served=budget.network)))
+  files = (
+    to_tflite(adaptation(network, lambda w, data: whole.adapt(mg.Model(w), data).params, params, shape, samples=10)),
+    to_tflite(adaptation(network, lambda w, data: budget.adapt(w, data)[0], params, shape, samples=10, served=budget.network)),
+  )
   reference = mg.two_stage(mg.classification_loss(network), network=network, keep=keep, **rates)
   return network, params, shape, rows, files, reference, budget
 
@@ -156,6 +171,7 @@ def test_what_a_format_lacks_is_named(monkeypatch):
   def with_sort(x):
     with jax.named_scope("conv9"):
       return (jnp.sort(x),)
+
   with pytest.raises(NotImplementedError, match="no operator for 'sort', which stands in conv9"):
     to_onnx(Signature(with_sort, spec, ("y",)))
   with pytest.raises(NotImplementedError, match="LiteRT's converter cannot write this"):

@@ -33,10 +33,21 @@ def two_runs(tmp_path_factory):
   """The default command twice with one seed: in a process of its own, which compiles its programs itself, and in this one. The first can
   print ASCII only, and has a Matplotlib backend that is none."""
   folders = [tmp_path_factory.mktemp("run") / "work" for _ in range(2)]
-  process = subprocess.run([sys.executable, "-m", "experiments.run", f"--workdir={folders[0]}", "--config.seed=3", *SHORT], cwd=ROOT, text=True,
-                           capture_output=True, timeout=300, env={
-                               **os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
-                               "MPLBACKEND": "nonsense"})
+  process = subprocess.run(
+    [sys.executable, "-m", "experiments.run", f"--workdir={folders[0]}", "--config.seed=3", *SHORT],
+    cwd=ROOT,
+    text=True,
+    capture_output=True,
+    timeout=300,
+    env={
+      **os.environ,
+      "JAX_ENABLE_COMPILATION_CACHE": "false",
+      "LC_ALL": "C",
+      "PYTHONUTF8": "0",
+      "PYTHONCOERCECLOCALE": "0",
+      "MPLBACKEND": "nonsense",
+    },
+  )
   return folders, [process, call(main, f"--workdir={folders[1]}", "--config.seed=3", *SHORT)]
 
 
@@ -45,19 +56,47 @@ def test_the_command_writes_everything(two_runs):
   assert process.returncode == 0, process.stderr
   assert other.status == 0, other.err
   assert {path.name for path in folder.iterdir()} == {
-      "config.json", "partition.json", "metrics.jsonl", "metrics.csv", "accuracy.png", "tasks.png", "gates.png", "meta_model.npz",
-      "result.json"}
-  for text in ("accuracy before adaptation", "accuracy after adaptation", "sparsity", "multiply-accumulates", "parameters",
-               str(folder / "accuracy.png"), str(folder / "tasks.png"), str(folder / "gates.png")):
+    "config.json",
+    "partition.json",
+    "metrics.jsonl",
+    "metrics.csv",
+    "accuracy.png",
+    "tasks.png",
+    "gates.png",
+    "meta_model.npz",
+    "result.json",
+  }
+  for text in (
+    "accuracy before adaptation",
+    "accuracy after adaptation",
+    "sparsity",
+    "multiply-accumulates",
+    "parameters",
+    str(folder / "accuracy.png"),
+    str(folder / "tasks.png"),
+    str(folder / "gates.png"),
+  ):
     assert text in process.stdout
   assert "round 6/6, loss=" in process.stderr and "accuracy=" in process.stderr and "left" in process.stderr
   assert "Warning" not in process.stderr and "W0000" not in process.stderr, process.stderr
 
   result = json.loads((folder / "result.json").read_text())
-  assert {"name", "algorithm", "gated", "seed", "rounds", "accuracy", "accuracy_before_adaptation", "sparsity", "macs",
-          "parameters", "round_ms", "seconds", "versions"} <= set(result)
-  assert (result["name"], result["algorithm"], result["gated"], result["seed"], result["rounds"]) == (
-      "digits", "metagater", True, 3, 6)
+  assert {
+    "name",
+    "algorithm",
+    "gated",
+    "seed",
+    "rounds",
+    "accuracy",
+    "accuracy_before_adaptation",
+    "sparsity",
+    "macs",
+    "parameters",
+    "round_ms",
+    "seconds",
+    "versions",
+  } <= set(result)
+  assert (result["name"], result["algorithm"], result["gated"], result["seed"], result["rounds"]) == ("digits", "metagater", True, 3, 6)
   for key in ("accuracy", "accuracy_before_adaptation", "sparsity"):
     values = result[key]["per_task"]
     assert len(values) == 5
@@ -115,7 +154,9 @@ def test_the_knob_on_a_finished_run(two_runs):
   assert points[2]["macs"] < points[1]["macs"] < points[0]["macs"]
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     (["--config=configs/digitz.py"], "no config file 'configs/digitz.py'. Did you mean configs/digits.py?"),
     (["--config.cohrt=5"], "unknown field 'cohrt'. Did you mean 'cohort'?"),
     (["--config.dataset=mnits"], "unknown dataset 'mnits'; did you mean mnist"),
@@ -128,7 +169,8 @@ def test_the_knob_on_a_finished_run(two_runs):
     (["--config.seed=18446744073709551616"], "seed must lie in"),
     (["--config.name=a/b"], "name must be the plain name of a folder"),
     (["--config.beta=abc"], "could not convert string to float: 'abc'"),
-])
+  ],
+)
 def test_bad_input_ends_the_command_with_one_clear_line(arguments, message, tmp_path):
   outcome = call(main, f"--workdir={tmp_path / 'w'}", *arguments)
   assert outcome.status == 2 and outcome.out == ""

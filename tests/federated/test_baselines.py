@@ -28,13 +28,15 @@ def finite_differences(f, w, step=1e-6):
   for name, array in w.items():
     gradient[name] = np.zeros_like(array)
     for index in np.ndindex(array.shape):
-      at = lambda h: f({**w, name: np.where(np.arange(array.size).reshape(array.shape) == np.ravel_multi_index(
-          index, array.shape), array + h, array)})
+      at = lambda h: f(
+        {**w, name: np.where(np.arange(array.size).reshape(array.shape) == np.ravel_multi_index(index, array.shape), array + h, array)}
+      )
       gradient[name][index] = (at(step) - at(-step)) / (2 * step)
   return gradient
 
 
 # What one client does, from its model of the round and its data.
+
 
 def fedavg_client(w, data, *, lr, steps, pull=0.0):
   v = w
@@ -51,7 +53,7 @@ def per_fedavg_client(w, data, *, lr, inner_lr, steps, kind):
     if kind == "exact":
       g = finite_differences(lambda v: numpy_tanh_loss(axpy(-inner_lr, numpy_tanh_gradient(v, *data), v), *data), w)
     elif kind == "hessian_free":
-      norm = lambda tree: np.sqrt(sum((leaf ** 2).sum() for leaf in tree.values()))
+      norm = lambda tree: np.sqrt(sum((leaf**2).sum() for leaf in tree.values()))
       delta = 1e-2 * (1 + norm(w)) / norm(g)
       ahead, behind = (numpy_tanh_gradient(axpy(sign * delta, g, w), *data) for sign in (1, -1))
       g = axpy(-inner_lr / (2 * delta), axpy(-1, behind, ahead), g)
@@ -70,17 +72,27 @@ def pfedme_client(w, data, *, lr, personal_lr, pull, steps, inner_steps):
 
 
 ALGORITHMS = {
-    "fedavg": (lambda: mg.fedavg(tanh_loss, local_lr=0.3, local_steps=2), partial(fedavg_client, lr=0.3, steps=2), 1.0),
-    "fedprox": (lambda: mg.federated.fedprox(tanh_loss, local_lr=0.3, local_steps=3, prox_weight=0.8),
-                partial(fedavg_client, lr=0.3, steps=3, pull=0.8), 1.0),
-    "reptile": (lambda: mg.federated.reptile(tanh_loss, local_lr=0.3, local_steps=3, server_lr=0.4),
-                partial(fedavg_client, lr=0.3, steps=3), 0.4),
-    "pfedme": (lambda: mg.federated.pfedme(tanh_loss, local_lr=0.02, personal_lr=0.04, prox_weight=6.0, local_steps=2, inner_steps=4,
-                                 server_lr=0.7),
-               partial(pfedme_client, lr=0.02, personal_lr=0.04, pull=6.0, steps=2, inner_steps=4), 0.7),
-    **{f"per_fedavg {kind}": (
-        lambda kind=kind: mg.per_fedavg(tanh_loss, local_lr=0.3, inner_lr=0.5, local_steps=2, derivative=kind),
-        partial(per_fedavg_client, lr=0.3, inner_lr=0.5, steps=2, kind=kind), 1.0) for kind in mg.optim.DERIVATIVES}}
+  "fedavg": (lambda: mg.fedavg(tanh_loss, local_lr=0.3, local_steps=2), partial(fedavg_client, lr=0.3, steps=2), 1.0),
+  "fedprox": (
+    lambda: mg.federated.fedprox(tanh_loss, local_lr=0.3, local_steps=3, prox_weight=0.8),
+    partial(fedavg_client, lr=0.3, steps=3, pull=0.8),
+    1.0,
+  ),
+  "reptile": (lambda: mg.federated.reptile(tanh_loss, local_lr=0.3, local_steps=3, server_lr=0.4), partial(fedavg_client, lr=0.3, steps=3), 0.4),
+  "pfedme": (
+    lambda: mg.federated.pfedme(tanh_loss, local_lr=0.02, personal_lr=0.04, prox_weight=6.0, local_steps=2, inner_steps=4, server_lr=0.7),
+    partial(pfedme_client, lr=0.02, personal_lr=0.04, pull=6.0, steps=2, inner_steps=4),
+    0.7,
+  ),
+  **{
+    f"per_fedavg {kind}": (
+      lambda kind=kind: mg.per_fedavg(tanh_loss, local_lr=0.3, inner_lr=0.5, local_steps=2, derivative=kind),
+      partial(per_fedavg_client, lr=0.3, inner_lr=0.5, steps=2, kind=kind),
+      1.0,
+    )
+    for kind in mg.optim.DERIVATIVES
+  },
+}
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -90,8 +102,7 @@ def test_two_rounds_are_loops_over_tasks(name, linear_problem, key):
   algorithm = make()
   state = mg.federated_init(algorithm, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), START), key)
   # The cohort is everybody and a batch is a whole task, so that no draw is left and padding occurs in every task but one.
-  state, metrics = jax.jit(partial(mg.run_rounds, algorithm, rounds=2, cohort=5, batch_size=9))(
-      state, population, jnp.arange(5))
+  state, metrics = jax.jit(partial(mg.run_rounds, algorithm, rounds=2, cohort=5, batch_size=9))(state, population, jnp.arange(5))
   w = START
   for _ in range(2):
     w = axpy(server_lr, axpy(-1, w, mean([client(w, data) for data in tasks])), w)
@@ -140,26 +151,34 @@ def test_limits_in_which_the_methods_are_one(linear_problem, key):
 def test_first_order_per_fedavg_uses_two_different_batches(small_network, small_population, key):
   """With a minute inner rate it is FedAvg on the second batch; its two draws must not be the same batch."""
   seen = []
-  algorithm = mg.per_fedavg(lambda params, batch, key: jnp.sum(params * batch.labels[0]), local_lr=0.1, inner_lr=0.1,
-                            local_steps=2)
+  algorithm = mg.per_fedavg(lambda params, batch, key: jnp.sum(params * batch.labels[0]), local_lr=0.1, inner_lr=0.1, local_steps=2)
 
   def draw(i):
     seen.append(int(i))
     return mg.data.sample_batch(jax.random.fold_in(key, i), small_population.train(0), 4), key
+
   with jax.disable_jit():
     algorithm.client_update(jnp.ones(2), draw)
   assert sorted(set(seen)) == [0, 1, 2, 3] and algorithm.draws == 4
 
 
-@pytest.mark.parametrize("make, message", [
+@pytest.mark.parametrize(
+  "make, message",
+  [
     (lambda: mg.fedavg(linear_loss, local_lr=0.0), "local_lr must be positive, got 0.0"),
     (lambda: mg.federated.fedprox(linear_loss, local_lr=0.1, prox_weight=-1.0), "prox_weight must be positive, got -1"),
     (lambda: mg.federated.reptile(linear_loss, local_lr=0.1, server_lr=0.0), "server_lr must be positive"),
-    (lambda: mg.federated.pfedme(linear_loss, local_lr=0.1, personal_lr=0.1, inner_steps=0), "inner_steps must be a whole number of at least 1, got 0"),
+    (
+      lambda: mg.federated.pfedme(linear_loss, local_lr=0.1, personal_lr=0.1, inner_steps=0),
+      "inner_steps must be a whole number of at least 1, got 0",
+    ),
     (lambda: mg.per_fedavg(linear_loss, local_lr=0.1, inner_lr=-0.1), "inner_lr must be positive"),
-    (lambda: mg.per_fedavg(linear_loss, local_lr=0.1, inner_lr=0.1, derivative="hesian_free"),
-     "unknown derivative 'hesian_free'. Did you mean 'hessian_free'"),
-])
+    (
+      lambda: mg.per_fedavg(linear_loss, local_lr=0.1, inner_lr=0.1, derivative="hesian_free"),
+      "unknown derivative 'hesian_free'. Did you mean 'hessian_free'",
+    ),
+  ],
+)
 def test_bad_options_are_named(make, message):
   with pytest.raises(ValueError, match=message):
     make()

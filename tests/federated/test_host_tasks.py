@@ -22,14 +22,18 @@ def problem(tmp_path_factory):
   images[:] = rng.integers(0, 100, images.shape) + 70 * labels[:, None, None, None] // 2
   images.flush()
   sizes = np.array([5, 40, 12, 33, 21, 9, 60])  # one is smaller than a batch
-  parts = np.split(rng.permutation(300)[:2 * sizes.sum() // 2], np.cumsum(sizes)[:-1])
+  parts = np.split(rng.permutation(300)[: 2 * sizes.sum() // 2], np.cumsum(sizes)[:-1])
   partition = mg.data.Partition(tuple(p[:-2] for p in parts), tuple(p[-2:] for p in parts))
   memory_mapped = np.load(path, mmap_mode="r")
   network = mg.GatedNetwork(mg.MLP(classes=3, widths=(6,)))
   algorithm = mg.metagater(mg.classification_loss(network), local_lr=0.1, local_steps=2)
   params = network.init(jax.random.key(0), (4, 4, 1))
-  return (TaskStore(memory_mapped, labels, partition, (0.3, 0.4)),
-          mg.make_population(np.asarray(memory_mapped), labels, partition, (0.3, 0.4)), algorithm, params)
+  return (
+    TaskStore(memory_mapped, labels, partition, (0.3, 0.4)),
+    mg.make_population(np.asarray(memory_mapped), labels, partition, (0.3, 0.4)),
+    algorithm,
+    params,
+  )
 
 
 def follow(problem, blocks, mesh=None, cohort=3):
@@ -40,11 +44,11 @@ def follow(problem, blocks, mesh=None, cohort=3):
   def step(server, planned):
     plan = planned.plan._replace(keys=jax.random.wrap_key_data(planned.key_data))
     return mg.federated.follow_plan(algorithm, server, plan, planned.minibatches, mg.data.Pool(None, None, jnp.array([0.3, 0.4])), mesh=mesh)
+
   server, losses = state.server, []
   if mesh is not None:
     server = jax.device_put(jax.device_get(server), jax.NamedSharding(mesh, jax.P()))
-  for planned in store.rounds(state.key, np.arange(6), start=0, blocks=blocks, cohort=cohort, batch_size=8, draws=2,
-                              weighted=True, mesh=mesh):
+  for planned in store.rounds(state.key, np.arange(6), start=0, blocks=blocks, cohort=cohort, batch_size=8, draws=2, weighted=True, mesh=mesh):
     server, metrics = step(server, planned)
     losses += np.asarray(metrics["loss"]).tolist()
   return jax.device_get(server), losses
@@ -54,8 +58,7 @@ def follow(problem, blocks, mesh=None, cohort=3):
 def on_the_device(problem):
   _, population, algorithm, params = problem
   state = mg.federated_init(algorithm, params, jax.random.key(1))
-  return jax.jit(partial(mg.run_rounds, algorithm, rounds=6, cohort=3, batch_size=8, weighted=True))(
-      state, population, jnp.arange(6))
+  return jax.jit(partial(mg.run_rounds, algorithm, rounds=6, cohort=3, batch_size=8, weighted=True))(state, population, jnp.arange(6))
 
 
 @pytest.mark.parametrize("blocks, devices", [([6], 1), ([4, 2], 1), ([3, 3], 2), ([6], 8)])
@@ -71,8 +74,9 @@ def test_only_what_is_drawn_is_read_and_by_the_device_that_needs_it(problem, mon
   reads = []
   real = TaskStore._read
   monkeypatch.setattr(TaskStore, "_read", lambda self, rows: (reads.append(rows.shape), real(self, rows))[1])
-  planned = next(store.rounds(jax.random.key(1), np.arange(6), start=0, blocks=[2], cohort=3, batch_size=8, draws=2,
-                              mesh=mg.core.task_mesh(jax.devices()[:2])))
+  planned = next(
+    store.rounds(jax.random.key(1), np.arange(6), start=0, blocks=[2], cohort=3, batch_size=8, draws=2, mesh=mg.core.task_mesh(jax.devices()[:2]))
+  )
   # Two devices with two clients each (one is padding), two rounds; images and labels of a device are read together.
   assert reads == [(2, 2, 8)] * 4
   assert planned.minibatches.images.sharding.shard_shape(planned.minibatches.images.shape) == (2, 2, 2, 8, 4, 4, 1)
@@ -81,6 +85,7 @@ def test_only_what_is_drawn_is_read_and_by_the_device_that_needs_it(problem, mon
 def test_blocks_are_fetched_ahead(problem, monkeypatch):
   store, *_ = problem
   import threading
+
   fetched, second = [], threading.Event()
   real = TaskStore.fetch
 
@@ -89,6 +94,7 @@ def test_blocks_are_fetched_ahead(problem, monkeypatch):
     if len(fetched) > 2:
       second.set()
     return real(self, tasks, positions)
+
   monkeypatch.setattr(TaskStore, "fetch", fetch)
   rounds = store.rounds(jax.random.key(1), np.arange(6), start=0, blocks=[2, 2, 2], cohort=3, batch_size=8)
   next(rounds)
@@ -107,10 +113,16 @@ def test_some_tasks_as_a_population(problem, devices):
   assert np.asarray(weight).tolist() == [1] * 3 + [0] * (some.train_count.shape[0] - 3)
   for place, task in enumerate([4, 0, 6]):
     device = place // each
-    cut = lambda x, size: jnp.asarray(jax.device_get(x)[device * size:(device + 1) * size])
-    local = mg.data.Population(cut(some.images, rows), cut(some.labels, rows), cut(some.train_index, each),
-                          cut(some.train_count, each), cut(some.test_index, each), cut(some.test_count, each),
-                          jnp.asarray(jax.device_get(some.scale)))
+    cut = lambda x, size: jnp.asarray(jax.device_get(x)[device * size : (device + 1) * size])
+    local = mg.data.Population(
+      cut(some.images, rows),
+      cut(some.labels, rows),
+      cut(some.train_index, each),
+      cut(some.train_count, each),
+      cut(some.test_index, each),
+      cut(some.test_count, each),
+      jnp.asarray(jax.device_get(some.scale)),
+    )
     for part in ("train", "test"):
       own, expected = getattr(local, part)(place % each), getattr(population, part)(task)
       assert own.count == expected.count
@@ -122,6 +134,5 @@ def test_some_tasks_as_a_population(problem, devices):
 def test_the_memory_that_is_allowed_sets_the_rounds():
   assert rounds_in_memory(100 * 2**20, round_bytes=2**20) == 33
   assert rounds_in_memory(100 * 2**20, round_bytes=2**20, other_bytes=70 * 2**20) == 10
-  with pytest.raises(ValueError, match="10.0 MB of memory are too little: the minibatches of one cohort are 4.0 MB.*at least "
-                                       "13.0 MB are needed"):
+  with pytest.raises(ValueError, match="10.0 MB of memory are too little: the minibatches of one cohort are 4.0 MB.*at least 13.0 MB are needed"):
     rounds_in_memory(10 * 2**20, round_bytes=4 * 2**20, other_bytes=2**20)

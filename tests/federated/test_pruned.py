@@ -19,8 +19,9 @@ def trained(small_population):
   schedule = mg.pruning.sparsity_schedule("linear", 0.5, begin=2, end=4, every=1)
   results = {}
   for granularity in ("weight", "channel"):
-    algorithm = mg.federated.federated_pruning(make, mg.classification_loss(network), schedule, anp(mg.classification_loss(network)),
-                                             granularity=granularity, prunable=backbone)
+    algorithm = mg.federated.federated_pruning(
+      make, mg.classification_loss(network), schedule, anp(mg.classification_loss(network)), granularity=granularity, prunable=backbone
+    )
     state = mg.federated_init(algorithm, network.init(jax.random.key(0), (8, 8, 1)), jax.random.key(1))
     state, _ = jax.jit(partial(mg.run_rounds, algorithm, rounds=8, cohort=3, batch_size=8))(state, small_population, jnp.arange(5))
     results[granularity] = algorithm, state, network
@@ -76,16 +77,22 @@ def test_the_servers_score_is_that_of_all_clients_tasks(linear_problem, gone, av
 
   def objectives(c):  # of a mask on the start and on the step
     adapted = [c * w - 0.05 * c * kept * gradient(c * w, x, y) for x, y in tasks]
-    return np.array([0.5 * np.mean((x @ v[:3] + v[3] - y)**2) for v, (x, y) in zip(adapted, tasks)])
+    return np.array([0.5 * np.mean((x @ v[:3] + v[3] - y) ** 2) for v, (x, y) in zip(adapted, tasks)])
 
   expected = [kept @ e * (objectives(1 + 1e-5 * e) - objectives(1 - 1e-5 * e)) / 2e-5 for e in np.eye(4)[:3]]
   expected = np.mean(expected if average == "signed" else np.abs(expected), axis=1)
-  algorithm = mg.federated.federated_pruning(partial(mg.fedavg, local_lr=0.1), linear_loss, mg.pruning.sparsity_schedule("one_shot", 0.4),
-                                             anp(linear_loss, 0.05, average), prunable=lambda path, leaf: path == "w")
+  algorithm = mg.federated.federated_pruning(
+    partial(mg.fedavg, local_lr=0.1),
+    linear_loss,
+    mg.pruning.sparsity_schedule("one_shot", 0.4),
+    anp(linear_loss, 0.05, average),
+    prunable=lambda path, leaf: path == "w",
+  )
   params = {"w": jnp.asarray(w[:3], jnp.float32), "b": jnp.float32(w[3])}
   mask = {"w": jnp.asarray(kept[:3], jnp.float32), "b": jnp.float32(1)}
-  plan = mg.federated.plan_rounds(jax.random.key(0), jnp.array(0), population.train_count, jnp.arange(5), rounds=1, cohort=5,
-                        batch_size=longest, draws=algorithm.draws)
+  plan = mg.federated.plan_rounds(
+    jax.random.key(0), jnp.array(0), population.train_count, jnp.arange(5), rounds=1, cohort=5, batch_size=longest, draws=algorithm.draws
+  )
   rows = population.train_index[plan.tasks[..., None, None], plan.positions]
   minibatches = mg.data.Minibatches(rows[0], None, None, plan.weight[0])
   sent = []
@@ -101,25 +108,28 @@ def test_the_servers_score_is_that_of_all_clients_tasks(linear_problem, gone, av
   assert np.flatnonzero(np.asarray(state.server.mask["w"]) == 0).tolist() == [int(np.argmin(np.abs(expected)))]
 
 
-@pytest.mark.parametrize("score", [anp(linear_loss), mg.pruning.snip(linear_loss), mg.pruning.magnitude(), mg.pruning.random()],
-                         ids=["anp", "snip", "magnitude", "random"])
+@pytest.mark.parametrize(
+  "score", [anp(linear_loss), mg.pruning.snip(linear_loss), mg.pruning.magnitude(), mg.pruning.random()], ids=["anp", "snip", "magnitude", "random"]
+)
 def test_before_it_is_due_it_is_the_algorithm_inside(linear_problem, score):
   population, _ = linear_problem
   params = {"w": jnp.array([0.3, -0.2, 0.1]), "b": jnp.array(0.1)}
   never = mg.pruning.sparsity_schedule("one_shot", 0.4, begin=100)
   make = partial(mg.fedavg, local_lr=0.1)
   pruned = mg.federated.federated_pruning(make, linear_loss, never, score, prunable=lambda path, leaf: path == "w")
-  both = [mg.run_rounds(a, mg.federated_init(a, params, jax.random.key(0)), population, jnp.arange(5), rounds=1, cohort=5,
-                        batch_size=9)[0] for a in (make(linear_loss), pruned)]
+  both = [
+    mg.run_rounds(a, mg.federated_init(a, params, jax.random.key(0)), population, jnp.arange(5), rounds=1, cohort=5, batch_size=9)[0]
+    for a in (make(linear_loss), pruned)
+  ]
   np.testing.assert_allclose(pruned.deploy(both[1].server).params["w"], make(linear_loss).deploy(both[0].server).params["w"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("score", [mg.pruning.snip(linear_loss, samples=lambda episode: episode.query), mg.pruning.random()],
-                         ids=["snip", "random"])
+@pytest.mark.parametrize("score", [mg.pruning.snip(linear_loss, samples=lambda episode: episode.query), mg.pruning.random()], ids=["snip", "random"])
 def test_any_score_prunes_when_it_is_due(linear_problem, score):
   population, _ = linear_problem
-  algorithm = mg.federated.federated_pruning(partial(mg.fedavg, local_lr=0.1), linear_loss, mg.pruning.sparsity_schedule("one_shot", 0.4), score,
-                                             prunable=lambda path, leaf: path == "w")
+  algorithm = mg.federated.federated_pruning(
+    partial(mg.fedavg, local_lr=0.1), linear_loss, mg.pruning.sparsity_schedule("one_shot", 0.4), score, prunable=lambda path, leaf: path == "w"
+  )
   state = mg.federated_init(algorithm, {"w": jnp.array([0.3, -0.2, 0.1]), "b": jnp.array(0.1)}, jax.random.key(0))
   state, _ = mg.run_rounds(algorithm, state, population, jnp.arange(5), rounds=2, cohort=5, batch_size=9)
   assert int((algorithm.deploy(state.server).params["w"] == 0).sum()) == 1
@@ -132,7 +142,9 @@ def test_a_weight_that_is_zero_by_chance_is_not_pruned(linear_problem):
   make = partial(mg.fedavg, local_lr=0.1)
   never = mg.pruning.sparsity_schedule("one_shot", 0.4, begin=100)
   pruned = mg.federated.federated_pruning(make, linear_loss, never, mg.pruning.magnitude(), prunable=lambda path, leaf: path == "w")
-  both = [a.deploy(mg.run_rounds(a, mg.federated_init(a, start, jax.random.key(0)), population, jnp.arange(5), rounds=3, cohort=5,
-                                 batch_size=9)[0].server) for a in (make(linear_loss), pruned)]
+  both = [
+    a.deploy(mg.run_rounds(a, mg.federated_init(a, start, jax.random.key(0)), population, jnp.arange(5), rounds=3, cohort=5, batch_size=9)[0].server)
+    for a in (make(linear_loss), pruned)
+  ]
   assert (np.abs(both[0].params["w"]) > 0.01).all()
   np.testing.assert_allclose(both[1].params["w"], both[0].params["w"], rtol=1e-4, atol=1e-6)

@@ -32,21 +32,28 @@ def numpy_rounds(tasks, w, *, rounds, steps, lr, prox_weight, beta, mu, weights)
   return ag
 
 
-@pytest.mark.parametrize("task_axis, steps, devices, weighted", [
-    ("vmap", 3, 1, False), ("map", 3, 1, True), (2, 3, 1, False), ("merged", 1, 1, True), ("merged", 1, 1, False), ("map", 3, 2, False),
-    ("vmap", 3, 8, True), ("merged", 1, 4, True)])
+@pytest.mark.parametrize(
+  "task_axis, steps, devices, weighted",
+  [
+    ("vmap", 3, 1, False),
+    ("map", 3, 1, True),
+    (2, 3, 1, False),
+    ("merged", 1, 1, True),
+    ("merged", 1, 1, False),
+    ("map", 3, 2, False),
+    ("vmap", 3, 8, True),
+    ("merged", 1, 4, True),
+  ],
+)
 def test_rounds_are_a_loop_over_tasks(linear_problem, key, task_axis, steps, devices, weighted):
   population, tasks = linear_problem
   sizes = np.array([len(y) for _, y in tasks])
   weights = sizes / sizes.sum() if weighted else np.full(5, 0.2)
-  expected = numpy_rounds(tasks, np.array([0.5, -1.0, 0.2, 0.3]), rounds=4, steps=steps, lr=0.05, prox_weight=3.0,
-                          beta=0.2, mu=0.05, weights=weights)
-  algorithm = mg.metagater(linear_loss, local_lr=0.05, prox_weight=3.0, local_steps=steps, beta=0.2, penalty=mg.l1(),
-                           penalty_weight=0.05)
+  expected = numpy_rounds(tasks, np.array([0.5, -1.0, 0.2, 0.3]), rounds=4, steps=steps, lr=0.05, prox_weight=3.0, beta=0.2, mu=0.05, weights=weights)
+  algorithm = mg.metagater(linear_loss, local_lr=0.05, prox_weight=3.0, local_steps=steps, beta=0.2, penalty=mg.l1(), penalty_weight=0.05)
   state = mg.federated_init(algorithm, {"w": jnp.array([0.5, -1.0, 0.2]), "b": jnp.array(0.3)}, key)
   # The cohort is everybody and a batch is a whole task, so that no draw is left and padding occurs in every task but one.
-  rounds = jax.jit(partial(mg.run_rounds, algorithm, rounds=4, cohort=5, batch_size=9, weighted=weighted,
-                           task_axis=task_axis, mesh=mesh_of(devices)))
+  rounds = jax.jit(partial(mg.run_rounds, algorithm, rounds=4, cohort=5, batch_size=9, weighted=weighted, task_axis=task_axis, mesh=mesh_of(devices)))
   state, metrics = rounds(state, population, jnp.arange(5))
   model = algorithm.deploy(state.server).params
   np.testing.assert_allclose(np.append(model["w"], model["b"]), expected, rtol=2e-5, atol=1e-6)
@@ -60,8 +67,13 @@ def mesh_of(devices):
 
 @pytest.fixture(scope="module")
 def gated(small_network, small_population):
-  algorithm = mg.metagater(mg.classification_loss(small_network), local_lr=0.1, local_steps=2,
-                           penalty=mg.on_part(mg.group_lasso(mg.gate_groups), "gate"), penalty_weight=0.01)
+  algorithm = mg.metagater(
+    mg.classification_loss(small_network),
+    local_lr=0.1,
+    local_steps=2,
+    penalty=mg.on_part(mg.group_lasso(mg.gate_groups), "gate"),
+    penalty_weight=0.01,
+  )
   params = small_network.init(jax.random.key(0), (8, 8, 1))
   return algorithm, mg.federated_init(algorithm, params, jax.random.key(1)), small_population
 
@@ -89,7 +101,7 @@ def test_order_and_padding_of_tasks_do_not_change_a_round(gated):
   # Rubbish behind each task's samples.
   rubbish = np.asarray(population.train_index).copy()
   for task, count in enumerate(population.train_count):
-    rubbish[task, int(count):] = 399
+    rubbish[task, int(count) :] = 399
   padded, _ = jax.jit(one)(state, population._replace(train_index=jnp.asarray(rubbish)), jnp.arange(6))
   chex.assert_trees_all_close(padded.server, expected.server, rtol=1e-5, atol=1e-7)
 
@@ -97,8 +109,9 @@ def test_order_and_padding_of_tasks_do_not_change_a_round(gated):
 @pytest.mark.parametrize("task_axis, devices", [("vmap", 1), (2, 1), (3, 1), ("map", 8), ("vmap", 2)])
 def test_how_tasks_are_mapped_does_not_change_a_round(gated, task_axis, devices):
   algorithm, state, population = gated
-  run = lambda how, devices=1: jax.jit(partial(mg.federated.federated_round, algorithm, cohort=4, batch_size=8, task_axis=how,
-                                               mesh=mesh_of(devices)))(state, population, jnp.arange(6))[0]
+  run = lambda how, devices=1: jax.jit(
+    partial(mg.federated.federated_round, algorithm, cohort=4, batch_size=8, task_axis=how, mesh=mesh_of(devices))
+  )(state, population, jnp.arange(6))[0]
   chex.assert_trees_all_close(run(task_axis, devices).server, run("map").server, rtol=1e-3, atol=1e-5)
 
 
@@ -108,8 +121,9 @@ def test_a_merged_batch_gives_the_mean_of_the_nodes_gate_noise_included(small_ne
   _, state, population = gated
   algorithm = mg.metagater(mg.classification_loss(small_network), local_lr=0.1)
   assert algorithm.mergeable
-  run = lambda **options: jax.jit(partial(mg.run_rounds, algorithm, rounds=3, cohort=5, batch_size=20, weighted=True,
-                                          **options))(state, population, jnp.arange(6))
+  run = lambda **options: jax.jit(partial(mg.run_rounds, algorithm, rounds=3, cohort=5, batch_size=20, weighted=True, **options))(
+    state, population, jnp.arange(6)
+  )
   (expected, losses), (merged, merged_losses) = run(task_axis="map"), run(task_axis="merged", mesh=mesh_of(devices))
   chex.assert_trees_all_close(merged.server, expected.server, rtol=1e-3, atol=1e-5)
   np.testing.assert_allclose(merged_losses["loss"], losses["loss"], rtol=1e-5)
@@ -119,8 +133,15 @@ def test_what_cannot_be_merged_says_so(linear_problem, key):
   population, _ = linear_problem
   algorithm = mg.fedavg(linear_loss, local_lr=0.1, local_steps=2)
   with pytest.raises(ValueError, match="'merged' needs an algorithm whose mean update.*one local step"):
-    mg.federated.federated_round(algorithm, mg.federated_init(algorithm, {"w": jnp.zeros(3), "b": jnp.array(0.0)}, key), population,
-                       jnp.arange(5), cohort=2, batch_size=4, task_axis="merged")
+    mg.federated.federated_round(
+      algorithm,
+      mg.federated_init(algorithm, {"w": jnp.zeros(3), "b": jnp.array(0.0)}, key),
+      population,
+      jnp.arange(5),
+      cohort=2,
+      batch_size=4,
+      task_axis="merged",
+    )
 
 
 def test_a_plan_depends_on_key_and_round_alone(linear_problem, key):
@@ -154,8 +175,7 @@ def test_a_run_goes_on_from_a_saved_state_as_if_it_had_not_stopped(gated):
   # Through NumPy and back, as a checkpoint would: nothing but arrays is in the state.
   saved = jax.device_get(halfway._replace(key=jax.random.key_data(halfway.key)))
   restored = saved._replace(key=jax.random.wrap_key_data(jnp.asarray(saved.key)))
-  chex.assert_trees_all_equal(step(restored, population, jnp.arange(6))[0].server,
-                              step(halfway, population, jnp.arange(6))[0].server)
+  chex.assert_trees_all_equal(step(restored, population, jnp.arange(6))[0].server, step(halfway, population, jnp.arange(6))[0].server)
 
 
 def test_cohorts_are_drawn_without_replacement_and_evenly():
@@ -172,8 +192,7 @@ def test_metagater_reduces_the_meta_objective(linear_problem, key):
   population, tasks = linear_problem
   algorithm = mg.metagater(linear_loss, local_lr=0.05, prox_weight=3.0, local_steps=20, beta=0.1)
   state = mg.federated_init(algorithm, {"w": jnp.zeros(3), "b": jnp.array(0.0)}, key)
-  state, _ = jax.jit(partial(mg.run_rounds, algorithm, rounds=300, cohort=5, batch_size=9))(
-      state, population, jnp.arange(5))
+  state, _ = jax.jit(partial(mg.run_rounds, algorithm, rounds=300, cohort=5, batch_size=9))(state, population, jnp.arange(5))
   model = algorithm.deploy(state.server).params
   # The mean of Moreau envelopes of quadratics is a quadratic; its minimizer in closed form.
   matrix, right = np.zeros((4, 4)), np.zeros(4)
@@ -192,8 +211,7 @@ def test_a_transformation_in_front_of_the_server(linear_problem, key):
   plain = mg.metagater(linear_loss, local_lr=0.05, beta=0.1)
   clipped = mg.metagater(linear_loss, local_lr=0.05, beta=0.1, before_server=optax.clip_by_global_norm(1e-3))
   for algorithm, limit in ((plain, None), (clipped, 1e-4)):
-    state, _ = mg.federated.federated_round(algorithm, mg.federated_init(algorithm, params, key), population, jnp.arange(5),
-                                  cohort=5, batch_size=9)
+    state, _ = mg.federated.federated_round(algorithm, mg.federated_init(algorithm, params, key), population, jnp.arange(5), cohort=5, batch_size=9)
     moved = optax.tree.norm(algorithm.deploy(state.server).params)
     assert moved > 1e-2 if limit is None else moved <= limit * 1.001
 
@@ -204,10 +222,21 @@ def test_rates_must_be_positive(option):
     mg.metagater(linear_loss, **{"local_lr": 0.1, option: -1})
 
 
-@pytest.mark.parametrize("make", [
-    lambda loss: mg.fedavg(loss, local_lr=0.1), lambda loss: mg.metagater(loss, local_lr=0.1), lambda loss: mg.per_fedavg(loss, local_lr=0.1, inner_lr=0.1),
-    lambda loss: mg.federated.federated_pruning(lambda loss: mg.metagater(loss, local_lr=0.1), loss, mg.pruning.sparsity_schedule("one_shot", 0.5),
-                                                mg.pruning.magnitude(), prunable=lambda name, leaf: name == "w")])
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda loss: mg.fedavg(loss, local_lr=0.1),
+    lambda loss: mg.metagater(loss, local_lr=0.1),
+    lambda loss: mg.per_fedavg(loss, local_lr=0.1, inner_lr=0.1),
+    lambda loss: mg.federated.federated_pruning(
+      lambda loss: mg.metagater(loss, local_lr=0.1),
+      loss,
+      mg.pruning.sparsity_schedule("one_shot", 0.5),
+      mg.pruning.magnitude(),
+      prunable=lambda name, leaf: name == "w",
+    ),
+  ],
+)
 def test_a_donated_state_leaves_the_callers_parameters_and_key(linear_problem, make):
   """So that a second algorithm can start from them."""
   population, _ = linear_problem
@@ -222,10 +251,11 @@ def test_a_donated_state_leaves_the_callers_parameters_and_key(linear_problem, m
 
 def test_a_donated_meta_state_leaves_the_callers_parameters_and_key():
   params, key = {"w": jnp.ones(3)}, jax.random.key(3)
-  learner = mg.maml(lambda p, batch, key: jnp.sum((p["w"] - batch)**2), inner_lr=0.1)
+  learner = mg.maml(lambda p, batch, key: jnp.sum((p["w"] - batch) ** 2), inner_lr=0.1)
   optimizer = optax.adam(0.1)
-  steps = jax.jit(partial(mg.fewshot.run_meta_steps, learner, optimizer, lambda key, data: mg.data.Episode(data, data), steps=1, episodes=1),
-                  donate_argnums=0)
+  steps = jax.jit(
+    partial(mg.fewshot.run_meta_steps, learner, optimizer, lambda key, data: mg.data.Episode(data, data), steps=1, episodes=1), donate_argnums=0
+  )
   for _ in range(2):
     steps(mg.fewshot.meta_init(learner, optimizer, params, key), jnp.zeros(3))
   assert params["w"].sum() == 3 and jax.random.key_data(key).shape == (2,)

@@ -44,7 +44,7 @@ def test_classes_labels_and_samples_are_uniform(pool, episodes):
   first = labels[episodes.support.images[:, 0, 0].astype(int)]  # the class that is labelled 0
   counts = np.bincount(first, minlength=9)
   expected = 400 / 9
-  assert ((counts - expected)**2 / expected).sum() < 26.1  # χ², 8 degrees of freedom: one in 1,000 exceeds it
+  assert ((counts - expected) ** 2 / expected).sum() < 26.1  # χ², 8 degrees of freedom: one in 1,000 exceeds it
   of_class = episodes.query.images[labels[episodes.query.images[..., 0].astype(int)] == 4, 0].astype(int)
   assert set(of_class) == set(np.flatnonzero(labels == 4))
 
@@ -87,7 +87,7 @@ def test_augmented_images_are_mirrored_and_moved_ones():
   crops = {}
   for mirrored in (False, True):
     padded = np.pad(image[:, ::-1] if mirrored else image, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    crops |= {(mirrored, i, j): padded[i:i + 4, j:j + 3].tobytes() for i in range(3) for j in range(3)}
+    crops |= {(mirrored, i, j): padded[i : i + 4, j : j + 3].tobytes() for i in range(3) for j in range(3)}
   found = {np.asarray(out).tobytes() for out in mg.fewshot.augment_images(jax.random.key(0), np.stack([image] * 400), shift=1)}
   assert found == set(crops.values())
   out = mg.fewshot.augment_images(jax.random.key(0), image[None], flip=False, shift=0)
@@ -96,10 +96,14 @@ def test_augmented_images_are_mirrored_and_moved_ones():
     mg.fewshot.augment_images(jax.random.key(0), image[None], shift=3)
 
 
-@pytest.mark.parametrize("numbers, message", [
+@pytest.mark.parametrize(
+  "numbers, message",
+  [
     ({"ways": 10, "shots": 1, "queries": 1}, "10 ways are more than the 9 classes"),
     ({"ways": 2, "shots": 3, "queries": 4}, "need 7 samples of each class, but a class has 6"),
-    ({"ways": 2, "shots": 0, "queries": 4}, "shots must be .*, got 0")])
+    ({"ways": 2, "shots": 0, "queries": 4}, "shots must be .*, got 0"),
+  ],
+)
 def test_impossible_episodes(pool, numbers, message):
   with pytest.raises(ValueError, match=message):
     mg.fewshot.sample_episode(jax.random.key(0), pool[0], **numbers)
@@ -107,7 +111,10 @@ def test_impossible_episodes(pool, numbers, message):
 
 def test_impossible_pools():
   images, labels = np.zeros((3, 2)), np.array([0, 1, 1])
-  for arguments, message in (((images, labels[:2]), "3 images but 2 labels"), ((images, labels, [0, 4]), "class 4"),
-                             ((images, labels, [1, 1]), "differ")):
+  for arguments, message in (
+    ((images, labels[:2]), "3 images but 2 labels"),
+    ((images, labels, [0, 4]), "class 4"),
+    ((images, labels, [1, 1]), "differ"),
+  ):
     with pytest.raises(ValueError, match=message):
       mg.fewshot.make_class_pool(*arguments)

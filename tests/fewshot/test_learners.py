@@ -15,7 +15,7 @@ import metagater_jax as mg
 def squared_loss(params, batch, key):
   """½ mean (x·w + b − y)², labels being real numbers."""
   del key
-  return 0.5 * jnp.mean((batch.images @ params["w"] + params["b"] - batch.labels)**2)
+  return 0.5 * jnp.mean((batch.images @ params["w"] + params["b"] - batch.labels) ** 2)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,9 @@ def reverse_only_loss(params, batch, key):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("derivative, loss", [("exact", squared_loss), ("exact", reverse_only_loss),
-                                              ("first_order", squared_loss), ("hessian_free", squared_loss)])
+@pytest.mark.parametrize(
+  "derivative, loss", [("exact", squared_loss), ("exact", reverse_only_loss), ("first_order", squared_loss), ("hessian_free", squared_loss)]
+)
 def test_maml_is_the_derivative_of_its_definition(quadratic, steps, derivative, loss):
   params, episode, (v, support, query) = quadratic
   learner = mg.maml(loss, inner_lr=0.1, inner_steps=steps, derivative=derivative)
@@ -68,7 +69,7 @@ def test_maml_is_the_derivative_of_its_definition(quadratic, steps, derivative, 
   if derivative != "first_order":  # of a quadratic, differences of gradients are exact
     expected = np.linalg.matrix_power(np.eye(4) - 0.1 * gradient_and_hessian(v, *support)[1], steps) @ expected
   np.testing.assert_allclose(flat(learner.adapt(params, episode.support)), solution, atol=1e-5)
-  np.testing.assert_allclose(value, 0.5 * np.mean((query[0] @ solution[:3] + solution[3] - query[1])**2), rtol=1e-5)
+  np.testing.assert_allclose(value, 0.5 * np.mean((query[0] @ solution[:3] + solution[3] - query[1]) ** 2), rtol=1e-5)
   np.testing.assert_allclose(flat(gradient), expected, atol=1e-4 if derivative == "hessian_free" else 1e-5)
 
 
@@ -80,7 +81,8 @@ def test_learned_rates_get_their_own_gradient(quadratic):
 
   def loss_at(rate_w, rate_b):
     solution = adapted(v, *support, np.array([rate_w] * 3 + [rate_b]), 2)
-    return 0.5 * np.mean((query[0] @ solution[:3] + solution[3] - query[1])**2)
+    return 0.5 * np.mean((query[0] @ solution[:3] + solution[3] - query[1]) ** 2)
+
   step = 1e-5
   np.testing.assert_allclose(gradient["w"], (loss_at(0.1 + step, 0.1) - loss_at(0.1 - step, 0.1)) / (2 * step), rtol=1e-4)
   np.testing.assert_allclose(gradient["b"], (loss_at(0.1, 0.1 + step) - loss_at(0.1, 0.1 - step)) / (2 * step), rtol=1e-4)
@@ -125,8 +127,11 @@ def test_anil_trains_all_through_its_heads_inner_loop(quadratic, loss):
 
 def operations(jaxpr, name):
   """How often a program runs a primitive, if no compiler finds out that it could less often."""
-  return sum((equation.primitive.name == name) + equation.params.get("length", 1) * sum(
-      operations(inner, name) for inner in core.jaxprs_in_params(equation.params)) for equation in jaxpr.eqns)
+  return sum(
+    (equation.primitive.name == name)
+    + equation.params.get("length", 1) * sum(operations(inner, name) for inner in core.jaxprs_in_params(equation.params))
+    for equation in jaxpr.eqns
+  )
 
 
 @pytest.mark.parametrize("steps, call", [(1, lambda f: f), (5, lambda f: f), (5, jax.jit)])
@@ -185,11 +190,13 @@ def test_sinusoids_are_learned_in_one_step():
     h = batch.images
     for layer in params[:-1]:
       h = jnp.tanh(h @ layer["kernel"] + layer["bias"])
-    return jnp.mean(((h @ params[-1]["kernel"] + params[-1]["bias"])[:, 0] - batch.labels)**2)
+    return jnp.mean(((h @ params[-1]["kernel"] + params[-1]["bias"])[:, 0] - batch.labels) ** 2)
 
   sizes = (1, 40, 40, 1)
-  params = [{"kernel": jax.random.normal(key, (a, b)) / np.sqrt(a), "bias": jnp.zeros(b)}
-            for key, a, b in zip(jax.random.split(jax.random.key(0), 3), sizes, sizes[1:])]
+  params = [
+    {"kernel": jax.random.normal(key, (a, b)) / np.sqrt(a), "bias": jnp.zeros(b)}
+    for key, a, b in zip(jax.random.split(jax.random.key(0), 3), sizes, sizes[1:])
+  ]
   learner, optimizer = mg.maml(loss, inner_lr=0.02), optax.adam(2e-3)
   train = jax.jit(partial(mg.fewshot.run_meta_steps, learner, optimizer, sinusoid, steps=3000, episodes=25, task_axis="vmap"))
   state, _ = train(mg.fewshot.meta_init(learner, optimizer, params, jax.random.key(1)))

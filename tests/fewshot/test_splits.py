@@ -8,8 +8,13 @@ def test_cifar_fs_is_split_by_name():
   assert [len(classes[split]) for split in ("train", "validation", "test")] == [64, 16, 20]
   assert sorted(sum(classes.values(), [])) == list(range(100))
   # Some of CIFAR-100's own numbers.
-  for split, name, number in (("train", "apple", 0), ("test", "bicycle", 8), ("validation", "motorcycle", 48),
-                              ("test", "rocket", 69), ("test", "worm", 99)):
+  for split, name, number in (
+    ("train", "apple", 0),
+    ("test", "bicycle", 8),
+    ("validation", "motorcycle", 48),
+    ("test", "rocket", 69),
+    ("test", "worm", 99),
+  ):
     assert classes[split][CIFAR_FS[split].index(name)] == number
 
 

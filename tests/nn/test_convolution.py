@@ -14,9 +14,17 @@ from metagater_jax.nn import convolution
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-@pytest.mark.parametrize("kernel, strides, padding, dilation", [
-    ((3, 3), (1, 1), "SAME", (1, 1)), ((1, 1), (1, 1), "VALID", (1, 1)), ((2, 5), (2, 1), "SAME", (1, 1)),
-    ((3, 3), (3, 2), [(2, 0), (1, 3)], (1, 1)), ((3, 3), (1, 1), "SAME", (2, 1)), ((2, 5), (3, 2), "VALID", (2, 1))])
+@pytest.mark.parametrize(
+  "kernel, strides, padding, dilation",
+  [
+    ((3, 3), (1, 1), "SAME", (1, 1)),
+    ((1, 1), (1, 1), "VALID", (1, 1)),
+    ((2, 5), (2, 1), "SAME", (1, 1)),
+    ((3, 3), (3, 2), [(2, 0), (1, 3)], (1, 1)),
+    ((3, 3), (1, 1), "SAME", (2, 1)),
+    ((2, 5), (3, 2), "VALID", (2, 1)),
+  ],
+)
 def test_equals_lax_convolution(kernel, strides, padding, dilation):
   x = jax.random.normal(jax.random.key(0), (2, 9, 8, 3))
   w = jax.random.normal(jax.random.key(1), (*kernel, 3, 4))
@@ -85,8 +93,8 @@ def test_a_unit_is_relu_of_the_convolution_and_then_the_pool(pool):
 
   def reference(params, x):
     h = jax.nn.relu(lax.conv_general_dilated(x, params["kernel"], (1, 1), "SAME", dimension_numbers=NHWC) + params["bias"])
-    return {None: lambda h: h, "max": lambda h: nn.max_pool(h, (2, 2), (2, 2)),
-            "average": lambda h: nn.avg_pool(h, (2, 2), (2, 2))}[pool](h)
+    return {None: lambda h: h, "max": lambda h: nn.max_pool(h, (2, 2), (2, 2)), "average": lambda h: nn.avg_pool(h, (2, 2), (2, 2))}[pool](h)
+
   expected, vjp = jax.vjp(reference, params, x)
   got, our_vjp = jax.vjp(lambda params, x: unit.apply({"params": params}, x), params, x)
   np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)

@@ -58,15 +58,16 @@ def test_macs_of_a_mask_are_those_of_the_smaller_network():
 
 def test_macs_of_single_weights():
   layers = mg.nn.network_layers(mg.MLP(classes=3, widths=(4,)), (2, 2, 1))
-  mask = {"hidden1": {"kernel": jnp.eye(4), "bias": jnp.ones(4)},
-          "output": {"kernel": jnp.ones((4, 3)).at[0].set(0), "bias": jnp.ones(3)}}
+  mask = {"hidden1": {"kernel": jnp.eye(4), "bias": jnp.ones(4)}, "output": {"kernel": jnp.ones((4, 3)).at[0].set(0), "bias": jnp.ones(3)}}
   np.testing.assert_allclose(mg.nn.masked_macs(layers, mask), 4 + 9)
 
 
 def test_a_gate_on_a_block_counts_for_the_blocks_last_layer():
-  layers = (mg.nn.Layer("block/conv1", "conv", 3, 4, 100, 10, 0, (8, 8, 3)),
-            mg.nn.Layer("block/conv2", "conv", 4, 4, 200, 20, 0, (8, 8, 4), ("block/conv1",), ("block/conv2", "block")),
-            mg.nn.Layer("output", "dense", 4, 2, 8, 8, 0, (4,), ("block/conv2",)))
+  layers = (
+    mg.nn.Layer("block/conv1", "conv", 3, 4, 100, 10, 0, (8, 8, 3)),
+    mg.nn.Layer("block/conv2", "conv", 4, 4, 200, 20, 0, (8, 8, 4), ("block/conv1",), ("block/conv2", "block")),
+    mg.nn.Layer("output", "dense", 4, 2, 8, 8, 0, (4,), ("block/conv2",)),
+  )
   np.testing.assert_allclose(mg.nn.gated_macs(layers, {"block": jnp.array([[1.0, 1.0, 0.0, 0.0]])}), [100 + 100 + 4])
 
 
@@ -108,7 +109,12 @@ class Branches(nn.Module):
 def test_concatenated_and_shared_layers():
   layers = mg.nn.network_layers(Branches(), (4, 4, 3))
   assert [(layer.name, layer.sources) for layer in layers] == [
-      ("left", ()), ("right", ()), ("shared", ("left", "right")), ("shared", ("shared",)), ("head", ("shared",))]
+    ("left", ()),
+    ("right", ()),
+    ("shared", ("left", "right")),
+    ("shared", ("shared",)),
+    ("head", ("shared",)),
+  ]
   variables = Branches().init(jax.random.key(0), jnp.ones((1, 4, 4, 3)))
   assert mg.nn.dense_cost(layers)[1] == sum(leaf.size for leaf in jax.tree.leaves(variables))
   off = {"left": jnp.zeros((1, 2))}  # two of the eight channels that are read
@@ -120,12 +126,14 @@ def test_concatenated_and_shared_layers():
 @pytest.mark.parametrize("heads", [1, 4])
 def test_projections_of_attention_against_flax_and_by_hand(heads):
   """Query, key, value and output are 16 × 12 and 12 × 16 matrices with biases at 9 places, however many heads share them."""
+
   class Attending(nn.Module):
     @nn.compact
     def __call__(self, images):
       x = nn.Dense(16, name="embed")(images.reshape(images.shape[0], 9, -1))
       x = nn.MultiHeadDotProductAttention(heads, qkv_features=12, name="attention")(x)
       return nn.Dense(3, name="output")(x.mean(1))
+
   layers = {layer.name: layer for layer in mg.nn.network_layers(Attending(), (3, 3, 2))}
   for name in ("query", "key", "value"):
     layer = layers[f"attention/{name}"]
@@ -141,5 +149,6 @@ def test_a_convolution_as_wide_as_its_image_is_no_matrix():
     @nn.compact
     def __call__(self, images):
       return nn.Dense(2, name="output")(nn.Conv(3, (3, 3), name="conv")(images).mean((1, 2)))
+
   layer = mg.nn.network_layers(Wide(), (3, 3, 3))[0]
   assert (layer.kind, layer.macs, layer.parameters) == ("conv", 9 * 81, 84)

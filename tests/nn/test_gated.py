@@ -20,13 +20,15 @@ def float64(tree):
 def convolution(z, layer):
   """3×3 'same' convolution of one image by scipy, channel by channel."""
   kernel, padded = layer["kernel"], np.pad(z, ((1, 1), (1, 1), (0, 0)))
-  return np.stack([sum(correlate(padded[..., i], kernel[..., i, o], "valid", "direct") for i in range(z.shape[-1]))
-                   for o in range(kernel.shape[-1])], -1) + layer["bias"]
+  return (
+    np.stack([sum(correlate(padded[..., i], kernel[..., i, o], "valid", "direct") for i in range(z.shape[-1])) for o in range(kernel.shape[-1])], -1)
+    + layer["bias"]
+  )
 
 
 def pool(x):
   h, w, c = x.shape
-  return x[:h // 2 * 2, :w // 2 * 2].reshape(h // 2, 2, w // 2, 2, c).max((1, 3))
+  return x[: h // 2 * 2, : w // 2 * 2].reshape(h // 2, 2, w // 2, 2, c).max((1, 3))
 
 
 def gated_forward(params, image):
@@ -144,13 +146,22 @@ def test_errors_list_the_layers_and_name_the_shapes(key):
     network.apply(params, jnp.ones((1, 28, 28, 3)))
 
 
-@pytest.mark.parametrize("model, shape, expected", [
-    (mg.ConvNet4(classes=10), (32, 32, 3), [("conv1", 3, 32, 32 * 32 * 27 * 32, 27 * 32 + 32),
-                                            ("conv2", 32, 64, 16 * 16 * 288 * 64, 288 * 64 + 64),
-                                            ("conv3", 64, 128, 8 * 8 * 576 * 128, 576 * 128 + 128),
-                                            ("output", 2048, 10, 20480, 20490)]),
+@pytest.mark.parametrize(
+  "model, shape, expected",
+  [
+    (
+      mg.ConvNet4(classes=10),
+      (32, 32, 3),
+      [
+        ("conv1", 3, 32, 32 * 32 * 27 * 32, 27 * 32 + 32),
+        ("conv2", 32, 64, 16 * 16 * 288 * 64, 288 * 64 + 64),
+        ("conv3", 64, 128, 8 * 8 * 576 * 128, 576 * 128 + 128),
+        ("output", 2048, 10, 20480, 20490),
+      ],
+    ),
     (mg.MLP(classes=10), (28, 28, 1), [("hidden1", 784, 100, 78400, 78500), ("output", 100, 10, 1000, 1010)]),
-])
+  ],
+)
 def test_layers_of_the_papers_networks(model, shape, expected):
   layers = mg.GatedNetwork(model).layers(shape)
   assert [(l.name, l.inputs, l.outputs, l.macs, l.parameters) for l in layers] == expected
@@ -215,7 +226,7 @@ def test_dropout_is_off_without_a_key_and_a_rows_own_with_one():
   np.testing.assert_array_equal(network.apply(params, images)[0], certain.apply(params, images)[0])
   keys = mg.core.row_keys(jax.random.key(2), 64)
   together = network.apply(params, images, keys)[0]
-  apart = jnp.concatenate([network.apply(params, images[i:i + 8], keys[i:i + 8])[0] for i in range(0, 64, 8)])
+  apart = jnp.concatenate([network.apply(params, images[i : i + 8], keys[i : i + 8])[0] for i in range(0, 64, 8)])
   np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-6)
   # It drops half and doubles the rest: by the moments of what leaves the layer.
   dropped = mg.nn.drop(nn.Dropout(0.5), jnp.ones((64, 500)), keys)
@@ -229,6 +240,7 @@ def test_a_backbone_with_state_beside_its_parameters_is_refused():
     def __call__(self, images):
       x = nn.BatchNorm(use_running_average=False)(nn.Conv(4, (3, 3))(images))
       return nn.Dense(2)(x.mean((1, 2)))
+
   with pytest.raises(ValueError, match="Averaging keeps batch_stats beside its parameters, as nn.BatchNorm .*nn.GroupNorm or nn.LayerNorm"):
     mg.GatedNetwork(Averaging()).init(jax.random.key(0), (6, 6, 1))
 
@@ -249,7 +261,7 @@ def test_a_normalized_gate_does_not_see_the_scale_of_its_layer(key):
   log_odds = gate.apply(params, z)
   for scaled in (100 * z, 0.5 * z, z + 3):
     np.testing.assert_allclose(gate.apply(params, scaled), log_odds, rtol=1e-3, atol=1e-3)
-    of = lambda z: jax.grad(lambda p: (gate.apply(p, z)**2).sum())(params)["params"]["W1"]
+    of = lambda z: jax.grad(lambda p: (gate.apply(p, z) ** 2).sum())(params)["params"]["W1"]
     np.testing.assert_allclose(of(scaled), of(z), rtol=1e-2, atol=1e-2)
   pooled = np.asarray(z, np.float64).mean((1, 2))
   pooled = (pooled - pooled.mean(1, keepdims=True)) / pooled.std(1, keepdims=True)
@@ -296,7 +308,6 @@ class Scaled(nn.Module):
 
 
 class Identity(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     return x * self.param("one", nn.initializers.ones, ())

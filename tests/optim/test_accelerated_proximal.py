@@ -11,8 +11,7 @@ from sklearn.linear_model import Lasso
 
 import metagater_jax as mg
 
-GAMMA = {"ghadimi_lan": lambda t, beta, alpha: t * beta / 2, "nesterov": lambda t, beta, alpha: beta / alpha,
-         "plain": lambda t, beta, alpha: beta}
+GAMMA = {"ghadimi_lan": lambda t, beta, alpha: t * beta / 2, "nesterov": lambda t, beta, alpha: beta / alpha, "plain": lambda t, beta, alpha: beta}
 
 
 def soft(x, step):
@@ -43,8 +42,11 @@ def test_twenty_noisy_steps_of_algorithm_1(gamma, scheduled):
   expected = algorithm_1(w0, gradients, beta, gamma_rule, mu=0.3)
 
   transform = mg.accelerated_proximal(
-      mg.l1(), (lambda count: 0.2 / jnp.sqrt(count + 1)) if scheduled else 0.1, penalty_weight=0.3,
-      gamma={"number": 0.15, "schedule": lambda count: 0.05 * (count + 1)}.get(gamma, gamma))
+    mg.l1(),
+    (lambda count: 0.2 / jnp.sqrt(count + 1)) if scheduled else 0.1,
+    penalty_weight=0.3,
+    gamma={"number": 0.15, "schedule": lambda count: 0.05 * (count + 1)}.get(gamma, gamma),
+  )
   md = jnp.asarray(w0, jnp.float32)
   state = transform.init(md)
   step = jax.jit(transform.update)
@@ -82,8 +84,7 @@ def objective(a, b, mu, w):
 
 def solve(a, b, mu, steps, gamma):
   smoothness = np.linalg.norm(a, 2) ** 2 / len(b)
-  transform = mg.accelerated_proximal(mg.l1(), (0.5 if gamma == "ghadimi_lan" else 1.0) / smoothness, penalty_weight=mu,
-                                      gamma=gamma)
+  transform = mg.accelerated_proximal(mg.l1(), (0.5 if gamma == "ghadimi_lan" else 1.0) / smoothness, penalty_weight=mu, gamma=gamma)
   gradient = jax.grad(lambda w: 0.5 * jnp.mean((a @ w - b) ** 2))
 
   @jax.jit
@@ -92,7 +93,9 @@ def solve(a, b, mu, steps, gamma):
       w, state = carry
       updates, state = transform.update(gradient(w), state, w)
       return (optax.apply_updates(w, updates), state), None
+
     return mg.accelerated_proximal_eval_params(jax.lax.scan(step, (w, transform.init(w)), length=steps)[0][1])
+
   return np.asarray(run(jnp.zeros(a.shape[1])), np.float64)
 
 
@@ -112,8 +115,9 @@ def test_reaches_the_optimum_of_a_lasso_faster_than_without_acceleration():
 def test_as_accurate_as_jaxopt_at_the_same_step_size():
   a, b, mu = lasso_problem()
   smoothness = np.linalg.norm(a, 2) ** 2 / len(b)
-  reference = jaxopt.ProximalGradient(lambda w: 0.5 * jnp.mean((a @ w - b) ** 2), prox=jaxopt.prox.prox_lasso,
-                                      stepsize=1 / smoothness, maxiter=300, tol=0, acceleration=True)
+  reference = jaxopt.ProximalGradient(
+    lambda w: 0.5 * jnp.mean((a @ w - b) ** 2), prox=jaxopt.prox.prox_lasso, stepsize=1 / smoothness, maxiter=300, tol=0, acceleration=True
+  )
   theirs = np.asarray(reference.run(jnp.zeros(40), mu).params, np.float64)
   optimum = objective(a, b, mu, Lasso(alpha=mu, fit_intercept=False, tol=1e-12, max_iter=1_000_000).fit(a, b).coef_)
   ours = objective(a, b, mu, solve(a, b, mu, 300, "nesterov"))
@@ -122,8 +126,9 @@ def test_as_accurate_as_jaxopt_at_the_same_step_size():
 
 
 def test_composes_with_clipping_and_gives_the_model_from_a_chain():
-  transform = optax.chain(optax.clip_by_global_norm(1.0),
-                          mg.accelerated_proximal(mg.on_part(mg.l1(), "gate"), 0.5, penalty_weight=0.2, gamma="plain"))
+  transform = optax.chain(
+    optax.clip_by_global_norm(1.0), mg.accelerated_proximal(mg.on_part(mg.l1(), "gate"), 0.5, penalty_weight=0.2, gamma="plain")
+  )
   params = {"backbone": jnp.array([1.0]), "gate": jnp.array([1.0])}
   state = transform.init(params)
   updates, state = transform.update({"backbone": jnp.array([30.0]), "gate": jnp.array([40.0])}, state, params)
@@ -161,15 +166,24 @@ def test_a_float64_problem_is_solved_to_float64():
       w, state = carry
       updates, state = solver.update(jnp.asarray(hessian) @ w - jnp.asarray(a.T @ b / 30), state, w)
       return (optax.apply_updates(w, updates), state), None
+
     (_, state), _ = jax.lax.scan(step, (w, solver.init(w)), length=4000)
     found = mg.accelerated_proximal_eval_params(state)
     assert found.dtype == jnp.float64
     np.testing.assert_allclose(found, np.linalg.solve(hessian, a.T @ b / 30), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda o: optax.chain(optax.clip_by_global_norm(9.0), o), lambda o: optax.multi_transform({"all": o}, "all"), lambda o: optax.MultiSteps(o, 1),
-    lambda o: optax.apply_if_finite(o, 2), lambda o: optax.masked(o, True)], ids=["chain", "multi_transform", "MultiSteps", "apply_if_finite", "masked"])
+@pytest.mark.parametrize(
+  "wrap",
+  [
+    lambda o: optax.chain(optax.clip_by_global_norm(9.0), o),
+    lambda o: optax.multi_transform({"all": o}, "all"),
+    lambda o: optax.MultiSteps(o, 1),
+    lambda o: optax.apply_if_finite(o, 2),
+    lambda o: optax.masked(o, True),
+  ],
+  ids=["chain", "multi_transform", "MultiSteps", "apply_if_finite", "masked"],
+)
 def test_the_model_is_found_in_what_wraps_the_transform(wrap):
   params = {"ag": jnp.array([1.0, -2.0]), "x": {"ag": jnp.array(3.0)}}  # names that its own state has, too
   plain, wrapped = mg.accelerated_proximal(mg.l1(), 0.1, penalty_weight=0.5), wrap(mg.accelerated_proximal(mg.l1(), 0.1, penalty_weight=0.5))
@@ -194,10 +208,17 @@ def test_parts_with_transforms_of_their_own_are_put_together():
     mg.accelerated_proximal_eval_params(chained.init(params))
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(alpha=2), r"alpha must lie in \(0, 1\], got 2"), (dict(gamma=None), "gamma must be a number, got None"),
-    (dict(beta="0.1"), "beta must be a number, got '0.1'"), (dict(penalty_weight=float("nan")), "penalty_weight must not be negative, got nan"),
-    (dict(beta=np.float32(-1)), "beta must be positive, got -1"), (dict(alpha=np.float32(0)), "alpha must be positive")])
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    (dict(alpha=2), r"alpha must lie in \(0, 1\], got 2"),
+    (dict(gamma=None), "gamma must be a number, got None"),
+    (dict(beta="0.1"), "beta must be a number, got '0.1'"),
+    (dict(penalty_weight=float("nan")), "penalty_weight must not be negative, got nan"),
+    (dict(beta=np.float32(-1)), "beta must be positive, got -1"),
+    (dict(alpha=np.float32(0)), "alpha must be positive"),
+  ],
+)
 def test_rates_that_are_none(options, message):
   with pytest.raises(ValueError, match=f"accelerated_proximal: {message}"):
     mg.accelerated_proximal(mg.l1(), **{"beta": 0.1, **options})

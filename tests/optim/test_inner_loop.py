@@ -50,8 +50,14 @@ def test_the_derivative_is_that_through_all_steps(problem, derivative, atol):
   for name in START:
     np.testing.assert_allclose(got[name], expected[name], atol=1e-5)
     for index in np.ndindex(START[name].shape):
-      moved = [{**START, name: START[name] + sign * 1e-6 * (np.arange(START[name].size).reshape(START[name].shape) == np.ravel_multi_index(
-          index, START[name].shape))} for sign in (1, -1)]
+      moved = [
+        {
+          **START,
+          name: START[name]
+          + sign * 1e-6 * (np.arange(START[name].size).reshape(START[name].shape) == np.ravel_multi_index(index, START[name].shape)),
+        }
+        for sign in (1, -1)
+      ]
       assert float(gradient[name][index]) == pytest.approx((value(moved[0]) - value(moved[1])) / 2e-6, abs=atol)
 
 
@@ -106,6 +112,7 @@ def test_gradients_reach_the_data_and_what_the_loss_refers_to(wrap, cut):
     for _ in range(2):
       v = {name: v[name] - 0.1 * weight * g for name, g in numpy_tanh_gradient(v, x, y).items()}
     return numpy_tanh_loss(v, x0, y)
+
   x0 = x
   of_x, of_weight = jax.grad(wrap(meta), (0, 1))(f32(x), f32(0.7))
   for place in ((0, 0), (3, 2), (5, 1)):
@@ -131,6 +138,7 @@ def test_rates_are_learned_whatever_the_derivative(derivative):
       gradients.append(numpy_tanh_gradient(v, x, y) if constants is None else constants[t])
       v = {name: v[name] - rate * g for name, g in gradients[-1].items()}
     return v, gradients
+
   constants = None if derivative == "exact" else loop(0.1)[1]
   value = lambda rate: numpy_tanh_loss(loop(rate, constants)[0], x, y)
   assert float(found) == pytest.approx((value(0.1 + 1e-5) - value(0.1 - 1e-5)) / 2e-5, rel=1e-3)

@@ -18,8 +18,9 @@ def test_many_steps_reach_the_minimizer_of_the_local_problem(linear_problem, key
   population, tasks = linear_problem
   md = {"w": jnp.array([0.5, -1.0, 0.2]), "b": jnp.array(0.3)}
   batch = whole_task(population, 1)
-  solution, _ = jax.jit(lambda md: mg.optim.local_solve(linear_loss, md, lambda i: (batch, None), prox_weight=2.0, steps=400,
-                                                  optimizer=optax.sgd(0.2)))(md)
+  solution, _ = jax.jit(
+    lambda md: mg.optim.local_solve(linear_loss, md, lambda i: (batch, None), prox_weight=2.0, steps=400, optimizer=optax.sgd(0.2))
+  )(md)
   # argmin ½|Xv − y|²/n + (λ/2)|v − md|² has a closed form.
   x, y = tasks[1]
   x = np.column_stack([x, np.ones(len(x))])

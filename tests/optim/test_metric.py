@@ -45,6 +45,7 @@ def in_scaled_coordinates(tasks, w0, scale, *, rounds, steps, lr, prox_weight, b
 
     def prox(psi, step):
       return np.concatenate([psi[:3], block_shrink(psi[3:].reshape(4, 2), step * mu * rho).ravel()])
+
     x, ag = prox(x - gamma * d, gamma), prox(md - beta * d, beta)
   return ag * root
 
@@ -63,7 +64,7 @@ def test_the_block_metric_is_algorithm_1_in_scaled_coordinates(steps):
     def loss(params, batch, key=None):
       task = batch.labels[0]
       w = jnp.concatenate([params["backbone"], params["gate"].ravel()])
-      return 0.5 * jnp.sum((a[task] @ w - b[task])**2)
+      return 0.5 * jnp.sum((a[task] @ w - b[task]) ** 2)
 
     algorithm = mg.metagater(loss, local_lr=0.05, local_steps=steps, penalty=PENALTY, penalty_weight=MU, rates=RATES, **settings)
     one = lambda i: (np.array([i]),) * 2
@@ -84,8 +85,9 @@ def test_rate_1_is_no_change_to_the_bit(small_network, small_population):
   results = []
   for rates in (None, {"gate": 1.0}, {"gate": 1.0, "backbone": 1.0}, {"gate": 30.0}):
     algorithm = mg.metagater(loss, local_lr=0.1, local_steps=2, penalty=penalty, penalty_weight=0.01, rates=rates)
-    state, _ = mg.run_rounds(algorithm, mg.federated_init(algorithm, params, jax.random.key(1)), small_population, jnp.arange(6), rounds=4, cohort=3,
-                             batch_size=8)
+    state, _ = mg.run_rounds(
+      algorithm, mg.federated_init(algorithm, params, jax.random.key(1)), small_population, jnp.arange(6), rounds=4, cohort=3, batch_size=8
+    )
     results.append(state.server)
   chex.assert_trees_all_equal(results[0], results[1], results[2])
   assert not np.allclose(results[0].md["gate"]["conv3"]["b2"], results[3].md["gate"]["conv3"]["b2"])
@@ -99,7 +101,8 @@ def test_the_prox_in_the_metric_is_its_minimizer():
   flat = np.concatenate([w["backbone"], w["gate"].ravel()])
 
   def objective(v):
-    return step * np.sqrt((v[2:].reshape(4, 2)**2).sum(1) + 1e-14).sum() + 0.5 * ((v - flat)**2 / scale).sum()
+    return step * np.sqrt((v[2:].reshape(4, 2) ** 2).sum(1) + 1e-14).sum() + 0.5 * ((v - flat) ** 2 / scale).sum()
+
   best = minimize(objective, flat, method="BFGS", options={"gtol": 1e-9, "maxiter": 2000}).x
   np.testing.assert_allclose(np.concatenate([found["backbone"], np.ravel(found["gate"])]), best, atol=2e-4)
 

@@ -21,17 +21,15 @@ def numerical_prox(value, w, step):
 
 
 GROUPS = [[0, 3], [1], [2, 4, 5]]
-smooth_l1 = lambda v, eps: np.sum(np.sqrt(v ** 2 + eps))
+smooth_l1 = lambda v, eps: np.sum(np.sqrt(v**2 + eps))
 smooth_group = lambda v, eps: sum(np.sqrt(np.sum(v[g] ** 2) + eps) for g in GROUPS)
 smooth_weighted = lambda v, eps: sum(np.sqrt(len(g)) * np.sqrt(np.sum(v[g] ** 2) + eps) for g in GROUPS)
 NUMBERS = jnp.array([0, 1, 2, 0, 2, 2])
 
 
-@pytest.mark.parametrize("penalty, value", [
-    (mg.l1(), smooth_l1),
-    (mg.group_lasso(NUMBERS), smooth_group),
-    (mg.group_lasso(NUMBERS, size_weighted=True), smooth_weighted),
-])
+@pytest.mark.parametrize(
+  "penalty, value", [(mg.l1(), smooth_l1), (mg.group_lasso(NUMBERS), smooth_group), (mg.group_lasso(NUMBERS, size_weighted=True), smooth_weighted)]
+)
 @pytest.mark.parametrize("step", [0.1, 0.6, 1.5])
 @pytest.mark.parametrize("seed", range(3))
 def test_prox_is_the_minimizer_of_its_problem(penalty, value, step, seed):
@@ -53,8 +51,7 @@ def test_against_jaxopt():
 
 
 def test_groups_that_span_leaves_shrink_together_and_others_stay():
-  gate = {"conv3": {"W1": jnp.ones((2, 3)), "b1": jnp.ones(3), "W2": jnp.array([[3.0, 0.1], [0.0, 0.1], [0.0, 0.1]]),
-                    "b2": jnp.array([4.0, 0.1])}}
+  gate = {"conv3": {"W1": jnp.ones((2, 3)), "b1": jnp.ones(3), "W2": jnp.array([[3.0, 0.1], [0.0, 0.1], [0.0, 0.1]]), "b2": jnp.array([4.0, 0.1])}}
   moved = mg.group_lasso(mg.gate_groups).prox(gate, 1.0)["conv3"]
   np.testing.assert_allclose(moved["W2"][:, 0], [2.4, 0, 0], rtol=1e-6)  # norm 5 becomes 4
   np.testing.assert_allclose(moved["b2"], [3.2, 0.0], rtol=1e-6)

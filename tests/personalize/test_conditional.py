@@ -52,16 +52,18 @@ def styles():
   network = mg.GatedNetwork(TwoStyles(), ("filters",), hidden=8, initial_log_odds=0.5, logit_scale=1.0, normalize=True)
   params = network.init(jax.random.key(0), (3,))
   algorithm = mg.metagater(mg.classification_loss(network), local_lr=0.02, rates={"gate": 100.0})
-  state, _ = mg.run_rounds(algorithm, mg.federated_init(algorithm, params, jax.random.key(1)), population, jnp.arange(6), rounds=150, cohort=4,
-                           batch_size=50)
+  state, _ = mg.run_rounds(
+    algorithm, mg.federated_init(algorithm, params, jax.random.key(1)), population, jnp.arange(6), rounds=150, cohort=4, batch_size=50
+  )
   target = [mg.data.make_task(*two_styles(rng, count)) for count in (200, 400)]
   return network, algorithm.deploy(state.server), target
 
 
 def test_a_conditional_gate_solves_with_half_the_channels_what_no_static_choice_can(styles):
   network, model, (train, test) = styles
-  adapt = lambda **options: mg.two_stage(mg.classification_loss(network), network=network, gate_lr=1.0, lr=0.01, target_sparsity=0.5,
-                                         **options).adapt(model, train)
+  adapt = lambda **options: mg.two_stage(
+    mg.classification_loss(network), network=network, gate_lr=1.0, lr=0.01, target_sparsity=0.5, **options
+  ).adapt(model, train)
   gated = mg.evaluate_task(network, adapt(), test)
   assert gated.accuracy > 0.97 and abs(gated.sparsity - 0.5) < 0.03
   assert float(mg.personalize.conditional(gated.on_rate)) == 1.0  # every channel looks at its input
@@ -123,7 +125,7 @@ def test_frozen_to_the_majority_is_the_network_without_the_other_channels(networ
     own = kept.get(layer, slice(None))
     kernel, bias = backbone[layer]["kernel"][:, :, reads][..., own], backbone[layer]["bias"][own]
     padded = np.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    h = sum(padded[:, i:i + h.shape[1], j:j + h.shape[2]] @ kernel[i, j] for i in range(3) for j in range(3)) + bias
+    h = sum(padded[:, i : i + h.shape[1], j : j + h.shape[2]] @ kernel[i, j] for i in range(3) for j in range(3)) + bias
     h = np.maximum(h, 0).reshape(7, h.shape[1] // 2, 2, h.shape[2] // 2, 2, -1).max((2, 4))
     reads = own
   dense = backbone["output"]["kernel"].reshape(h.shape[1], h.shape[2], 12, 4)[:, :, kept["conv3"]]
@@ -166,8 +168,12 @@ def test_with_one_gated_layer_it_is_the_quantile(small_population, wanted):
   shift = log_odds_quantile(network, params, data, wanted)
   np.testing.assert_allclose(shift, np.quantile(np.asarray(values), wanted, method="inverted_cdf"), rtol=1e-4, atol=1e-4)
   median = log_odds_quantile(network, params, data, wanted, frozen=True)
-  np.testing.assert_allclose(median, np.quantile(np.quantile(-np.asarray(values), 0.5, axis=0, method="inverted_cdf") * -1, wanted,
-                                                 method="inverted_cdf"), rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(
+    median,
+    np.quantile(np.quantile(-np.asarray(values), 0.5, axis=0, method="inverted_cdf") * -1, wanted, method="inverted_cdf"),
+    rtol=1e-4,
+    atol=1e-4,
+  )
 
 
 def test_channels_that_are_structurally_off_stay_off(network, small_population):

@@ -16,7 +16,7 @@ def test_task_metrics_are_means_over_the_samples(small_network, small_population
   got = mg.evaluate_task(small_network, mg.Model(params), data, chunk=chunk)
   layers = small_network.layers((8, 8, 1))
   accuracy, sparsity, macs, used = [], [], [], np.zeros(6, bool)
-  for i in np.asarray(data.index[:int(data.count)]):
+  for i in np.asarray(data.index[: int(data.count)]):
     logits, masks = small_network.apply(params, data.images[i][None])
     accuracy.append(int(logits[0].argmax()) == int(data.labels[i]))
     mask = np.asarray(masks["conv3"][0])
@@ -38,10 +38,8 @@ def test_targets_are_evaluated_before_and_after_their_own_adaptation(small_netwo
   before, after = jax.jit(lambda p: mg.evaluate_targets(small_network, personalizer, p, small_population, jnp.array([5, 2])))(model)
   for i, task in enumerate((5, 2)):
     adapted = personalizer.adapt(model, small_population.train(task))
-    np.testing.assert_allclose(after.loss[i], mg.evaluate_task(small_network, adapted, small_population.test(task)).loss,
-                               rtol=1e-3)
-    np.testing.assert_allclose(before.accuracy[i],
-                               mg.evaluate_task(small_network, model, small_population.test(task)).accuracy, rtol=1e-5)
+    np.testing.assert_allclose(after.loss[i], mg.evaluate_task(small_network, adapted, small_population.test(task)).loss, rtol=1e-3)
+    np.testing.assert_allclose(before.accuracy[i], mg.evaluate_task(small_network, model, small_population.test(task)).accuracy, rtol=1e-5)
   assert (after.loss < before.loss).all()
 
 

@@ -24,28 +24,26 @@ def test_it_is_a_gradient_step_of_the_pruned_network(problem, granularity):
   prunable = lambda path, leaf: leaf.ndim == 4
   adapted, mask = mg.metasnip(loss, sparsity=0.4, lr=0.2, granularity=granularity, prunable=prunable, chunk=7).adapt(mg.Model(params), data)
   gradient = jax.grad(loss)(params, whole(data), None)
-  expected = mg.make_mask(jax.tree.map(lambda w, g: jnp.abs(w * g), params, gradient), 0.4, granularity=granularity,
-                          prunable=prunable)
+  expected = mg.make_mask(jax.tree.map(lambda w, g: jnp.abs(w * g), params, gradient), 0.4, granularity=granularity, prunable=prunable)
   jax.tree.map(np.testing.assert_array_equal, mask, expected)
   pruned = jax.tree.map(jnp.multiply, params, mask)
   step = jax.grad(loss)(pruned, whole(data), None)
-  jax.tree.map(lambda a, w, g, c: np.testing.assert_allclose(a, c * (w - 0.2 * g), rtol=1e-3, atol=1e-5),
-               adapted, pruned, step, mask)
+  jax.tree.map(lambda a, w, g, c: np.testing.assert_allclose(a, c * (w - 0.2 * g), rtol=1e-3, atol=1e-5), adapted, pruned, step, mask)
   assert float(mg.pruning.mask_sparsity(mask, prunable)) == pytest.approx(0.4, abs=0.05)
 
 
 def test_removed_channels_are_zero_for_every_input(problem):
   network, loss, params, data = problem
-  adapted, mask = mg.metasnip(loss, sparsity=0.5, lr=0.2, granularity="channel",
-                              prunable=lambda name, leaf: name == "backbone/conv3/kernel").adapt(mg.Model(params), data)
+  adapted, mask = mg.metasnip(loss, sparsity=0.5, lr=0.2, granularity="channel", prunable=lambda name, leaf: name == "backbone/conv3/kernel").adapt(
+    mg.Model(params), data
+  )
   gone = np.asarray(mask["backbone"]["conv3"]["bias"]) == 0
   assert gone.sum() == 3
   images = 10 * jax.random.normal(jax.random.key(1), (50, 8, 8, 1))
   out, _ = network.apply(adapted, images)
   kernel = np.asarray(adapted["backbone"]["output"]["kernel"]).copy()
   kernel[np.tile(gone, len(kernel) // 6)] = 1e6  # whatever reads those channels: nothing comes from them
-  other = {**adapted, "backbone": {**adapted["backbone"], "output": {**adapted["backbone"]["output"],
-                                                                    "kernel": jnp.asarray(kernel)}}}
+  other = {**adapted, "backbone": {**adapted["backbone"], "output": {**adapted["backbone"]["output"], "kernel": jnp.asarray(kernel)}}}
   np.testing.assert_allclose(network.apply(other, images)[0], out, rtol=1e-5, atol=1e-5)
 
 

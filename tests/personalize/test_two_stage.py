@@ -25,8 +25,7 @@ def test_stage_one_is_a_gradient_step_of_the_gate_alone(problem):
   adapted = mg.personalize.adapt_gate(loss, params, data, lr=3.0, chunk=5)
   gradient = jax.grad(lambda gate: loss({**params, "gate": gate}, whole(data), None))(params["gate"])
   chex.assert_trees_all_equal(adapted["backbone"], params["backbone"])
-  chex.assert_trees_all_close(adapted["gate"], jax.tree.map(lambda w, g: w - 3.0 * g, params["gate"], gradient), rtol=1e-4,
-                              atol=1e-6)
+  chex.assert_trees_all_close(adapted["gate"], jax.tree.map(lambda w, g: w - 3.0 * g, params["gate"], gradient), rtol=1e-4, atol=1e-6)
   assert not np.allclose(adapted["gate"]["conv3"]["b2"], params["gate"]["conv3"]["b2"])
 
 
@@ -96,9 +95,12 @@ def test_calibration_sets_the_mean_sparsity(wanted, small_population):
   kappa = jax.jit(lambda: mg.personalize.calibrate_threshold(network, params, stage_one, small_population.train, tasks, wanted))()
 
   def mean_sparsity(kappa):  # what these tasks have, measured by running them
-    run = jax.jit(lambda task: mg.nn.sparsity(network.apply(
-        stage_one(params, small_population.train(task), kappa), small_population.train(task).rows(jnp.arange(64)).images)[1]))
-    return np.mean([np.mean(run(task)[:small_population.train_count[task]]) for task in range(6)])
+    run = jax.jit(
+      lambda task: mg.nn.sparsity(
+        network.apply(stage_one(params, small_population.train(task), kappa), small_population.train(task).rows(jnp.arange(64)).images)[1]
+      )
+    )
+    return np.mean([np.mean(run(task)[: small_population.train_count[task]]) for task in range(6)])
 
   at_zero = mean_sparsity(0.0)
   if wanted <= at_zero:

@@ -57,7 +57,9 @@ def test_before_a_normalization_a_filter_alone_has_no_sensitivity(problem):
 
 def kept_of(mask, costs):
   leaves = named_leaves(mask)
-  return {group: int(leaves[f"backbone/{modules[0]}/kernel"].reshape(-1, costs.widths[group]).max(0).sum()) for group, modules in costs.groups.items()}
+  return {
+    group: int(leaves[f"backbone/{modules[0]}/kernel"].reshape(-1, costs.widths[group]).max(0).sum()) for group, modules in costs.groups.items()
+  }
 
 
 @pytest.mark.parametrize("sparsity", [0.2, 0.5, 0.8])

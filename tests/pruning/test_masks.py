@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 import metagater_jax as mg
 
-TREE = {"conv1": {"kernel": (3, 3, 2, 4), "bias": (4,)}, "conv2": {"kernel": (3, 3, 4, 6), "bias": (6,)},
-        "output": {"kernel": (24, 5), "bias": (5,)}}
+TREE = {"conv1": {"kernel": (3, 3, 2, 4), "bias": (4,)}, "conv2": {"kernel": (3, 3, 4, 6), "bias": (6,)}, "output": {"kernel": (24, 5), "bias": (5,)}}
 
 
 def tree_of(seed, ties):
@@ -29,8 +28,11 @@ def test_masks_keep_exactly_the_requested_number_of_the_highest(sparsity, scope,
   mask = mg.make_mask(score, sparsity, scope=scope)
   assert all((mask[module]["bias"] == 1).all() for module in mask)
   kernels = lambda tree: [np.asarray(tree[module]["kernel"]) for module in TREE]
-  groups = [(np.concatenate([k.ravel() for k in kernels(score)]), np.concatenate([k.ravel() for k in kernels(mask)]))] \
-      if scope == "global" else [(s.ravel(), m.ravel()) for s, m in zip(kernels(score), kernels(mask))]
+  groups = (
+    [(np.concatenate([k.ravel() for k in kernels(score)]), np.concatenate([k.ravel() for k in kernels(mask)]))]
+    if scope == "global"
+    else [(s.ravel(), m.ravel()) for s, m in zip(kernels(score), kernels(mask))]
+  )
   best = np.concatenate([np.arange(k.size) == k.argmax() for k in kernels(score)]) if scope == "global" else False
   for values, kept in groups:
     assert set(np.unique(kept)) <= {0.0, 1.0}
@@ -48,8 +50,9 @@ def test_masks_keep_exactly_the_requested_number_of_the_highest(sparsity, scope,
 def test_scores_may_be_numpy_arrays():
   score = tree_of(0, False)
   for scope in ("global", "layer"):
-    jax.tree.map(np.testing.assert_array_equal, mg.make_mask(jax.tree.map(np.asarray, score), 0.4, scope=scope),
-                 mg.make_mask(score, 0.4, scope=scope))
+    jax.tree.map(
+      np.testing.assert_array_equal, mg.make_mask(jax.tree.map(np.asarray, score), 0.4, scope=scope), mg.make_mask(score, 0.4, scope=scope)
+    )
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
@@ -86,16 +89,33 @@ def test_effective_mask_follows_paths_from_input_to_output():
   jax.tree.map(np.testing.assert_array_equal, effective, expected)
 
 
-@pytest.mark.parametrize("network, smaller, channels", [
+@pytest.mark.parametrize(
+  "network, smaller, channels",
+  [
     (mg.nn.FewShotConvNet(5, (4, 6)), mg.nn.FewShotConvNet(5, (3, 1)), {"conv1": 3, "conv2": 1}),
-    (mg.nn.ResNet12(5, (4, 6)), mg.nn.ResNet12(5, (3, 2)), {
-        "block1/conv1": 3, "block1/conv2": 3, "block1/conv3": 3, "block1/shortcut": 3,
-        "block2/conv1": 2, "block2/conv2": 2, "block2/conv3": 2, "block2/shortcut": 2})])
+    (
+      mg.nn.ResNet12(5, (4, 6)),
+      mg.nn.ResNet12(5, (3, 2)),
+      {
+        "block1/conv1": 3,
+        "block1/conv2": 3,
+        "block1/conv3": 3,
+        "block1/shortcut": 3,
+        "block2/conv1": 2,
+        "block2/conv2": 2,
+        "block2/conv3": 2,
+        "block2/shortcut": 2,
+      },
+    ),
+  ],
+)
 def test_effective_mask_of_removed_filters_is_the_smaller_network(key, network, smaller, channels):
   images = jnp.ones((4, 8, 8, 3))
+
   def masked(path, leaf):
     kept = channels.get(jax.tree_util.keystr(path[1:-1], simple=True, separator="/"), leaf.shape[-1])
     return jnp.broadcast_to(jnp.arange(leaf.shape[-1]) < kept, leaf.shape).astype(jnp.float32)
+
   mask = jax.tree_util.tree_map_with_path(masked, jax.eval_shape(network.init, key, images))
   effective = mg.pruning.effective_mask(network.apply, mask, images)
   leaves = zip(jax.tree.leaves(jax.eval_shape(smaller.init, key, images)), jax.tree.leaves(mask), jax.tree.leaves(effective))
@@ -105,8 +125,7 @@ def test_effective_mask_of_removed_filters_is_the_smaller_network(key, network, 
 def test_a_channel_beside_a_shortcut_is_still_read():
   """With one summand of a residual sum gone, the other still feeds what comes next; with both gone, nothing does."""
   block = lambda w, x: jax.nn.relu(jax.nn.relu(x @ w["in"]) @ w["main"] + x @ w["shortcut"]) @ w["out"]
-  mask = {"in": jnp.ones((3, 2)), "main": jnp.ones((2, 3)).at[:, 1:].set(0), "shortcut": jnp.ones((3, 3)).at[:, 2].set(0),
-          "out": jnp.ones((3, 2))}
+  mask = {"in": jnp.ones((3, 2)), "main": jnp.ones((2, 3)).at[:, 1:].set(0), "shortcut": jnp.ones((3, 3)).at[:, 2].set(0), "out": jnp.ones((3, 2))}
   effective = mg.pruning.effective_mask(block, mask, jnp.ones((4, 3)))
   jax.tree.map(np.testing.assert_array_equal, effective, mask | {"out": jnp.ones((3, 2)).at[2].set(0)})
 
@@ -120,11 +139,16 @@ def test_sparsity_may_be_traced():
     assert all((masks[m]["kernel"][i] == alone[m]["kernel"]).all() for m in TREE)
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(sparsity=1.0), r"sparsity must lie in \[0, 1\), got 1.0"), (dict(sparsity=-0.1), "got -0.1"),
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    (dict(sparsity=1.0), r"sparsity must lie in \[0, 1\), got 1.0"),
+    (dict(sparsity=-0.1), "got -0.1"),
     (dict(sparsity=0.5, scope="both"), "unknown scope 'both'. .*Known: global, layer"),
     (dict(sparsity=0.5, granularity="row"), "unknown granularity 'row'"),
-    (dict(sparsity=0.5, prunable=lambda path, leaf: False), "none of the leaves is prunable; there are conv1/bias")])
+    (dict(sparsity=0.5, prunable=lambda path, leaf: False), "none of the leaves is prunable; there are conv1/bias"),
+  ],
+)
 def test_errors_say_what_is_wrong(options, message):
   with pytest.raises(ValueError, match=message):
     mg.make_mask(tree_of(0, ties=False), **options)

@@ -28,10 +28,12 @@ def test_snip_is_the_derivative_by_a_mask(problem):
   for name in w:  # by hand, and by moving the mask
     np.testing.assert_allclose(score[name], np.abs(w[name] * numpy_tanh_gradient(w, x, y)[name]), rtol=1e-4, atol=1e-6)
     for index in np.ndindex(w[name].shape):
+
       def at(c, name=name, index=index):
         masked = w[name].copy()
         masked[index] *= c
         return numpy_tanh_loss({**w, name: masked}, x, y)
+
       assert float(score[name][index]) == pytest.approx(abs(at(1 + 1e-5) - at(1 - 1e-5)) / 2e-5, rel=1e-3, abs=1e-6)
 
 
@@ -107,6 +109,7 @@ def test_contribution_of_a_filter_is_the_gradient_that_its_gate_gets(small_netwo
   def at(channel, m):  # relu(m z) = m relu(z)
     scaled = jax.tree.map(lambda x: x.at[..., channel].multiply(m), params["backbone"]["conv3"])
     return float(loss({"backbone": params["backbone"] | {"conv3": scaled}, "gate": {}}, batch))
+
   expected = [-(at(c, 1.02) - at(c, 0.98)) / 0.04 for c in range(6)]
   np.testing.assert_allclose(found, expected, rtol=0.02, atol=2e-3)
   assert min(expected) < 0 < max(expected)

@@ -44,7 +44,7 @@ def test_anp_is_the_sensitivity_of_the_meta_objective_to_the_mask(derivative, ma
   tasks = [[(rng.normal(size=(5, 2)), rng.normal(size=5)) for _ in range(2)] for _ in range(3)]
 
   def loss(params, x, y):
-    return np.mean((np.tanh(x @ params["first"]) @ params["second"] - y[:, None])**2)
+    return np.mean((np.tanh(x @ params["first"]) @ params["second"] - y[:, None]) ** 2)
 
   def gradient(params, x, y):
     h = np.tanh(x @ params["first"])
@@ -62,6 +62,7 @@ def test_anp_is_the_sensitivity_of_the_meta_objective_to_the_mask(derivative, ma
     """By task, with its sign."""
     step = np.zeros(shapes[name])
     step[place] = 1e-6
+
     def shifted(sign, support, query):
       c = {other: np.ones(shape) for other, shape in shapes.items()}
       c[name] = c[name] + sign * step
@@ -71,23 +72,29 @@ def test_anp_is_the_sensitivity_of_the_meta_objective_to_the_mask(derivative, ma
         steps = {other: -0.1 * sum(g[other] for g in gradients) for other in w}
         return loss({other: start[other] + (c[other] if mask_in == "inner_loop" else 1) * steps[other] for other in w}, *query)
       return loss(adapt(start, support, c if mask_in == "inner_loop" else None)[0], *query)
+
     return [(shifted(1, *task) - shifted(-1, *task)) / 2e-6 for task in tasks]
 
   def jax_loss(params, batch, key):
     del key
-    return jnp.mean(((jnp.tanh(batch.images @ params["first"]) @ params["second"])[:, 0] - batch.labels)**2)
+    return jnp.mean(((jnp.tanh(batch.images @ params["first"]) @ params["second"])[:, 0] - batch.labels) ** 2)
 
-  stacked = mg.data.Episode(*(mg.data.Batch(*(jnp.asarray(np.stack(part), jnp.float32) for part in zip(*side)), jnp.ones((3, 5)))
-                         for side in zip(*tasks)))
+  stacked = mg.data.Episode(
+    *(mg.data.Batch(*(jnp.asarray(np.stack(part), jnp.float32) for part in zip(*side)), jnp.ones((3, 5))) for side in zip(*tasks))
+  )
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), w)
   learner = mg.maml(jax_loss, inner_lr=0.1, inner_steps=2)
-  for options, task_axis in (({}, "map"), ({"by_layer": True}, "map"), ({}, "vmap"), ({"average": "absolute"}, "map"),
-                             ({"average": "absolute", "by_layer": True}, "map")):
+  for options, task_axis in (
+    ({}, "map"),
+    ({"by_layer": True}, "map"),
+    ({}, "vmap"),
+    ({"average": "absolute"}, "map"),
+    ({"average": "absolute", "by_layer": True}, "map"),
+  ):
     score = score_of(learner.meta_loss, derivative=derivative, mask_in=mask_in, **options)(params, stacked, task_axis=task_axis)
     absolute = "average" in options
     for name, shape in shapes.items():
-      expected = [np.mean(np.abs(s)) if absolute else np.abs(np.mean(s))
-                  for s in (sensitivities(name, place) for place in np.ndindex(shape))]
+      expected = [np.mean(np.abs(s)) if absolute else np.abs(np.mean(s)) for s in (sensitivities(name, place) for place in np.ndindex(shape))]
       np.testing.assert_allclose(score[name].ravel(), expected, rtol=2e-3, atol=1e-6)
 
 
@@ -100,6 +107,7 @@ def test_by_layer_takes_a_gradient_per_layer(few_shot):
   def meta_loss(*args, **options):
     gradients.append(args)
     return learner.meta_loss(*args, **options)
+
   score = score_of(meta_loss, by_layer=True)(params, episodes, task_axis="vmap")
   assert len(gradients) == len(params["backbone"]) < len(jax.tree.leaves(params))
   chex.assert_trees_all_close(score, score_of(learner.meta_loss)(params, episodes), rtol=1e-3, atol=1e-6)
@@ -109,8 +117,11 @@ def test_by_layer_takes_a_gradient_per_layer(few_shot):
 def test_first_order_is_exact_without_inner_steps_of_any_length(few_shot):
   make, params, pool = few_shot
   episodes = mg.fewshot.sample_episodes(jax.random.key(1), pool, 4, **SAMPLE)
-  scores = {(rate, derivative): score_of(make(inner_lr=rate, inner_steps=2).meta_loss, derivative=derivative)(params, episodes)
-            for rate in (1e-7, 0.1) for derivative in ("exact", "first_order")}
+  scores = {
+    (rate, derivative): score_of(make(inner_lr=rate, inner_steps=2).meta_loss, derivative=derivative)(params, episodes)
+    for rate in (1e-7, 0.1)
+    for derivative in ("exact", "first_order")
+  }
   chex.assert_trees_all_close(scores[1e-7, "exact"], scores[1e-7, "first_order"], rtol=1e-4, atol=1e-6)
   kernel = lambda score: np.asarray(score["backbone"]["conv1"]["kernel"])
   assert not np.allclose(kernel(scores[0.1, "exact"]), kernel(scores[0.1, "first_order"]), rtol=0.02)
@@ -134,11 +145,25 @@ def test_a_score_with_a_mask_is_that_of_the_smaller_network(few_shot):
 def test_masks_hold_while_training_and_grow(few_shot, granularity):
   make, params, pool = few_shot
   learner = make(inner_lr=0.1, inner_steps=2)
-  optimizer = mg.gradual_pruning(optax.adam(1e-2), mg.pruning.sparsity_schedule("cubic", 0.6, begin=2, end=10, every=4),
-                                 granularity=granularity, prunable=lambda path, leaf: mg.pruning.is_kernel(path, leaf) and "output" not in path)
+  optimizer = mg.gradual_pruning(
+    optax.adam(1e-2),
+    mg.pruning.sparsity_schedule("cubic", 0.6, begin=2, end=10, every=4),
+    granularity=granularity,
+    prunable=lambda path, leaf: mg.pruning.is_kernel(path, leaf) and "output" not in path,
+  )
   score = mg.pruning.anp(learner.meta_loss, average="signed")
-  step = jax.jit(partial(mg.fewshot.run_meta_steps, learner, optimizer, lambda key, pool: mg.fewshot.sample_episode(key, pool, **SAMPLE),
-                         steps=1, episodes=2, score=score, score_episodes=4))
+  step = jax.jit(
+    partial(
+      mg.fewshot.run_meta_steps,
+      learner,
+      optimizer,
+      lambda key, pool: mg.fewshot.sample_episode(key, pool, **SAMPLE),
+      steps=1,
+      episodes=2,
+      score=score,
+      score_episodes=4,
+    )
+  )
   state, masks = mg.fewshot.meta_init(learner, optimizer, params, jax.random.key(5)), []
   for _ in range(12):
     state, _ = step(state, pool)
@@ -164,7 +189,7 @@ def test_pruned_training_is_training_of_the_smaller_network():
   """Two of four features pruned at the first step: from there on it is Adam on the other two alone."""
   rng = np.random.default_rng(0)
   x, y = jnp.asarray(rng.normal(size=(30, 4))), jnp.asarray(rng.normal(size=30))
-  loss = lambda w, x: jnp.mean((x @ w["w"][:, 0] - y)**2)
+  loss = lambda w, x: jnp.mean((x @ w["w"][:, 0] - y) ** 2)
   w = {"w": jnp.asarray(rng.normal(size=(4, 1)))}
   kept = np.sort(np.argsort(np.abs(np.asarray(w["w"][:, 0])))[2:])  # the score is |w| where none is given
   optimizer, plain = mg.gradual_pruning(optax.adam(0.1), mg.pruning.sparsity_schedule("one_shot", 0.5)), optax.adam(0.1)
@@ -182,8 +207,7 @@ def test_pruned_training_is_training_of_the_smaller_network():
 
 def test_it_works_inside_a_chain_and_in_any_loop():
   w = {"kernel": jnp.arange(1.0, 9.0).reshape(2, 4), "bias": jnp.zeros(4)}
-  optimizer = optax.chain(optax.clip_by_global_norm(1.0),
-                          mg.gradual_pruning(optax.sgd(0.1), mg.pruning.sparsity_schedule("one_shot", 0.5)))
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), mg.gradual_pruning(optax.sgd(0.1), mg.pruning.sparsity_schedule("one_shot", 0.5)))
   score = jax.tree.map(lambda x: -x + 100, w)  # the largest weights are the least important
   updates, state = jax.jit(lambda g, s, w: optimizer.update(g, s, w, score=lambda: score))(w, optimizer.init(w), w)
   assert (np.asarray(optax.apply_updates(w, updates)["kernel"])[1] == 0).all()
@@ -203,16 +227,35 @@ def test_episodes_over_a_mesh_are_the_same_training(few_shot):
   score = mg.pruning.anp(learner.meta_loss, average="signed")
   results = []
   for mesh in (None, mg.core.task_mesh(jax.devices()[:2])):
-    step = jax.jit(partial(mg.fewshot.run_meta_steps, learner, optimizer, lambda key, pool: mg.fewshot.sample_episode(key, pool, **SAMPLE),
-                           steps=4, episodes=4, score=score, score_episodes=2, mesh=mesh))
+    step = jax.jit(
+      partial(
+        mg.fewshot.run_meta_steps,
+        learner,
+        optimizer,
+        lambda key, pool: mg.fewshot.sample_episode(key, pool, **SAMPLE),
+        steps=4,
+        episodes=4,
+        score=score,
+        score_episodes=2,
+        mesh=mesh,
+      )
+    )
     results.append(step(mg.fewshot.meta_init(learner, optimizer, params, jax.random.key(5)), pool))
   (one, one_metrics), (spread, spread_metrics) = jax.device_get(results[0][:2]), jax.device_get(results[1][:2])
   chex.assert_trees_all_close(one.params, spread.params, rtol=1e-4, atol=1e-5)
   chex.assert_trees_all_equal(mg.pruning.pruning_mask(one.optimizer), mg.pruning.pruning_mask(spread.optimizer))
   np.testing.assert_allclose(one_metrics["loss"], spread_metrics["loss"], rtol=1e-4)
   with pytest.raises(ValueError, match="3 tasks cannot be spread evenly over 2 devices"):
-    mg.fewshot.run_meta_steps(learner, optimizer, lambda key, pool: mg.fewshot.sample_episode(key, pool, **SAMPLE), one, pool, steps=1,
-                      episodes=3, mesh=mg.core.task_mesh(jax.devices()[:2]))
+    mg.fewshot.run_meta_steps(
+      learner,
+      optimizer,
+      lambda key, pool: mg.fewshot.sample_episode(key, pool, **SAMPLE),
+      one,
+      pool,
+      steps=1,
+      episodes=3,
+      mesh=mg.core.task_mesh(jax.devices()[:2]),
+    )
 
 
 def _optax_exports():
@@ -225,34 +268,61 @@ def _optax_exports():
     for arguments in ((0.1,), (), (optax.adam(0.1),)):
       try:
         made = make(*arguments)
-      except Exception:  # noqa: BLE001 -- it takes other arguments
+      except Exception:
         continue
       if isinstance(made, optax.GradientTransformation):
         found[name] = made
         break
   return found | {
-      "masked": optax.masked(optax.adam(0.1), {"bias": False, "kernel": True}), "inject": optax.inject_hyperparams(optax.adam)(learning_rate=0.1),
-      "multi_transform": optax.multi_transform({"adam": optax.adam(0.1), "sgd": optax.sgd(0.1)}, {"kernel": "adam", "bias": "sgd"}),
-      "MultiSteps": optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(), "apply_if_finite": optax.apply_if_finite(optax.adam(0.1), 2),
-      "accelerated_proximal": mg.accelerated_proximal(mg.l1(), 0.1)}
+    "masked": optax.masked(optax.adam(0.1), {"bias": False, "kernel": True}),
+    "inject": optax.inject_hyperparams(optax.adam)(learning_rate=0.1),
+    "multi_transform": optax.multi_transform({"adam": optax.adam(0.1), "sgd": optax.sgd(0.1)}, {"kernel": "adam", "bias": "sgd"}),
+    "MultiSteps": optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
+    "apply_if_finite": optax.apply_if_finite(optax.adam(0.1), 2),
+    "accelerated_proximal": mg.accelerated_proximal(mg.l1(), 0.1),
+  }
 
 
 # What cannot be made as it is meant to be from one rate, or wants arguments of its own in `update`.
-UNUSABLE = {"scale_by_schedule", "stateless", "stateless_with_tree_map", "contrib.hutchinson_estimator_diag_hessian", "contrib.scale_by_muon",
-            "contrib.split_real_and_imaginary", "contrib.sophia"}
+UNUSABLE = {
+  "scale_by_schedule",
+  "stateless",
+  "stateless_with_tree_map",
+  "contrib.hutchinson_estimator_diag_hessian",
+  "contrib.scale_by_muon",
+  "contrib.split_real_and_imaginary",
+  "contrib.sophia",
+}
 # These make further zeros.
 ZEROS = {"keep_params_nonnegative", "accelerated_proximal"}
 OPTAX = _optax_exports()
 # What many use, and what once failed; the others are run by `make slow-test`.
-COMMON = {"adam", "adamw", "sgd", "lion", "adafactor", "novograd", "sm3", "lbfgs", "flatten", "contrib.galore", "contrib.muon", "masked", "inject",
-          "multi_transform", "MultiSteps", "apply_if_finite", "accelerated_proximal"}
+COMMON = {
+  "adam",
+  "adamw",
+  "sgd",
+  "lion",
+  "adafactor",
+  "novograd",
+  "sm3",
+  "lbfgs",
+  "flatten",
+  "contrib.galore",
+  "contrib.muon",
+  "masked",
+  "inject",
+  "multi_transform",
+  "MultiSteps",
+  "apply_if_finite",
+  "accelerated_proximal",
+}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in COMMON else pytest.mark.slow) for name in sorted(set(OPTAX) - UNUSABLE)])
 def test_any_optimizer_of_optax_can_be_wrapped(name):
   """Large enough for Adafactor to factor. What works alone works here, prunes to the weight, and brings nothing back."""
   params = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(130, 140)) / 10, jnp.float32), "bias": jnp.zeros(140)}
-  loss = lambda p: jnp.mean((jnp.tanh(jnp.ones((1, 130)) @ p["kernel"]) + p["bias"] - 1)**2)
+  loss = lambda p: jnp.mean((jnp.tanh(jnp.ones((1, 130)) @ p["kernel"]) + p["bias"] - 1) ** 2)
   optimizer = mg.gradual_pruning(OPTAX[name], mg.pruning.sparsity_schedule("one_shot", 0.5, begin=1))
   state, masks = optimizer.init(params), []
   for _ in range(4):

@@ -24,7 +24,9 @@ def test_checking_a_config_leaves_it_as_it_was():
   assert check_config(config).local_lr == 0.1 and config.to_dict() == before
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     (dict(cohort=16), "cohort is 16, but there are 15 training tasks"),
     (dict(labels_per_task=11), "labels_per_task is 11, but digits has 10 classes"),
     (dict(size_range=(100, 300)), r"cannot fill size_range=\(100, 300\)"),
@@ -40,8 +42,10 @@ def test_checking_a_config_leaves_it_as_it_was():
     (dict(gated_layers=("conv9",)), "'conv9' does not exist; the layers of ConvNet4 are conv1, conv2, conv3, output"),
     (dict(gated=True, gated_layers=()), "gated_layers is empty"),
     (dict(model="conv5"), "unknown model 'conv5'. Did you mean 'conv"),
-    (dict(algorithm="metagator"), "unknown algorithm 'metagator'. Did you mean 'metagater'.? Known: fedavg, fedprox, metagater, "
-     "metagater_dropout, per_fedavg, pfedme, reptile"),
+    (
+      dict(algorithm="metagator"),
+      "unknown algorithm 'metagator'. Did you mean 'metagater'.? Known: fedavg, fedprox, metagater, metagater_dropout, per_fedavg, pfedme, reptile",
+    ),
     (dict(derivative="second_order"), "Did you mean 'first_order'"),
     (dict(personalizer="two_stag"), "unknown personalizer 'two_stag'. Did you mean 'two_stage'"),
     (dict(personalizer="two_stage", gated=False), "adapts gates, but this model has none; use fine_tune or metasnip_weight"),
@@ -57,12 +61,17 @@ def test_checking_a_config_leaves_it_as_it_was():
     (dict(gamma="nestrov"), "Did you mean 'nesterov'"),
     (dict(widths=(16, 0, 3)), "widths must be positive"),
     (dict(widths=(True, 2, 3)), "widths must be positive whole numbers"),
-    (dict(seed=2**32), r"seed must lie in 0 … 2\^32 − 1, got 4294967296"), (dict(seed=-1), "seed must lie in"),
-    (dict(name="../up"), "name must be the plain name of a folder.*got '../up'"), (dict(name=".."), "plain name"), (dict(name=""), "plain name"),
-    (dict(tuning_fraction=1.0), r"tuning_fraction must lie in \[0, 1\), got 1.0"), (dict(penalty_weight=float("nan")), "penalty_weight must not"),
+    (dict(seed=2**32), r"seed must lie in 0 … 2\^32 − 1, got 4294967296"),
+    (dict(seed=-1), "seed must lie in"),
+    (dict(name="../up"), "name must be the plain name of a folder.*got '../up'"),
+    (dict(name=".."), "plain name"),
+    (dict(name=""), "plain name"),
+    (dict(tuning_fraction=1.0), r"tuning_fraction must lie in \[0, 1\), got 1.0"),
+    (dict(penalty_weight=float("nan")), "penalty_weight must not"),
     (dict(model="resnet12", widths=(4, 4), gated_layers=(), microbatch=2), r"microbatch is 2, but model 'resnet12' does not say \(rowwise"),
     (dict(test_fraction=0.0), "test_fraction must lie between 0 and 1"),
-])
+  ],
+)
 def test_bad_fields_are_named_before_anything_is_written(change, message, tmp_path):
   config = digits.get_config()
   for field, value in change.items():
@@ -95,15 +104,32 @@ def test_fields_take_what_has_one_meaning():
   config.data_dir, config.mesh, config.task_axis, config.adapt_lr = Path("data"), 1, np.int64(4), 1
   config.prune.episodes = np.int16(3)
   found = json.loads(check_config(config).to_json())
-  wanted = {"tasks": 20, "local_lr": 0.5, "weighted": True, "widths": [8, 8, 8], "size_range": [20, 30], "gated_layers": ["conv3"],
-            "data_dir": "data", "mesh": "1", "task_axis": "4", "adapt_lr": 1.0}
+  wanted = {
+    "tasks": 20,
+    "local_lr": 0.5,
+    "weighted": True,
+    "widths": [8, 8, 8],
+    "size_range": [20, 30],
+    "gated_layers": ["conv3"],
+    "data_dir": "data",
+    "mesh": "1",
+    "task_axis": "4",
+    "adapt_lr": 1.0,
+  }
   assert {name: found[name] for name in wanted} == wanted and found["prune"]["episodes"] == 3
 
 
-@pytest.mark.parametrize("field, value, message", [
-    ("tasks", 2.5, "tasks must be a whole number, got 2.5"), ("tasks", True, "must be a whole number, got True"),
-    ("local_lr", "0.1", "local_lr must be a number, got '0.1'"), ("widths", 3, "widths must be a tuple"), ("gated", 1, "gated must be True or False"),
-    ("model", 3.0, "model must be text")])
+@pytest.mark.parametrize(
+  "field, value, message",
+  [
+    ("tasks", 2.5, "tasks must be a whole number, got 2.5"),
+    ("tasks", True, "must be a whole number, got True"),
+    ("local_lr", "0.1", "local_lr must be a number, got '0.1'"),
+    ("widths", 3, "widths must be a tuple"),
+    ("gated", 1, "gated must be True or False"),
+    ("model", 3.0, "model must be text"),
+  ],
+)
 def test_fields_of_another_type_name_the_remedy(field, value, message):
   with pytest.raises(ConfigError, match=message):
     digits.get_config()[field] = value

@@ -22,8 +22,9 @@ PER_FEDAVG = [0.85, 0.86, 0.86, 0.88, 0.84]  # above: the claim does not hold
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("report")
-  rows = {method: Row("cifar10", method) for method in (
-      "fedavg", "per_fedavg", "metagater_ungated", "metagater", "metasnip_weight", "metasnip_channel")}
+  rows = {
+    method: Row("cifar10", method) for method in ("fedavg", "per_fedavg", "metagater_ungated", "metagater", "metasnip_weight", "metasnip_channel")
+  }
   on_rate = {"conv3": [[1, 1, 0, 0], [1, 0, 1, 0]]}
   for i, seed in enumerate(SEEDS):
     record(workdir, rows["fedavg"], seed, FEDAVG[i], curve=(0.3, FEDAVG[i]))
@@ -51,8 +52,7 @@ def comparison(content, number, words):
 def test_statistics_are_those_of_the_records(written):
   _, content = written
   row = next(r for r in content["tables"]["1"]["rows"] if r["method"] == "metagater_ungated")
-  assert row["accuracy"]["mean"] == pytest.approx(np.mean(OURS)) and row["accuracy"]["std"] == pytest.approx(
-      np.std(OURS, ddof=1))
+  assert row["accuracy"]["mean"] == pytest.approx(np.mean(OURS)) and row["accuracy"]["std"] == pytest.approx(np.std(OURS, ddof=1))
   assert row["train_seconds"]["by_seed"]["2"] == pytest.approx(12.7) and row["paper_seconds"] == 1186
   gated = next(r for r in content["tables"]["2"]["rows"] if r["method"] == "metagater")
   assert gated["sparsity"]["mean"] == pytest.approx(np.mean([0.3 + 0.01 * s for s in SEEDS]))
@@ -101,7 +101,8 @@ def test_verdicts_follow_from_the_intervals(written):
   assert comparison(content, "1", "w/o gating against Per-FedAvg")["verdict"] == "refuted"
   assert claim(content, "1")["verdict"] == "confirmed in part"
   assert comparison(content, "1, per round", "w/o gating against FedAvg")["mean"] == pytest.approx(
-      np.mean(np.add(0.4, OURS) - np.add(0.3, FEDAVG)) / 2)
+    np.mean(np.add(0.4, OURS) - np.add(0.3, FEDAVG)) / 2
+  )
   # Gated against not: +0.4 points and an interval across 0, but within the margin of one point below.
   gating = comparison(content, "2, moderate data", "CIFAR-10")
   assert gating["low"] < 0 < gating["high"] and gating["low"] > -report.SLIGHT and gating["verdict"] == "confirmed"
@@ -136,8 +137,13 @@ def test_a_claim_that_does_not_hold_anywhere(tmp_path):
 
 def tuned(algorithm, accuracies, steps=1, **settings):
   trials = [{"accuracy": a, **{name: values[i] for name, values in settings.items()}} for i, a in enumerate(accuracies)]
-  return {"algorithm": algorithm, "gated": False, "local_steps": steps, "trials": trials,
-          "settings": max(trials, key=lambda trial: trial["accuracy"])}
+  return {
+    "algorithm": algorithm,
+    "gated": False,
+    "local_steps": steps,
+    "trials": trials,
+    "settings": max(trials, key=lambda trial: trial["accuracy"]),
+  }
 
 
 def test_reasons_follow_from_the_trials():
@@ -148,15 +154,17 @@ def test_reasons_follow_from_the_trials():
   assert report.explain("mnist", apart) == [report.explain("mnist", apart)[0]]
   assert "differ by more than their rates do" in report.explain("mnist", apart)[0]
   inner = tuned("per_fedavg", [0.8, 0.7, 0.6, 0.5], inner_lr=[0.01, 0.02, 0.05, 0.1])
-  assert any("Per-FedAvg's accuracy falls" in reason and "-1.00; its best is 0.01" in reason
-             for reason in report.explain("mnist", [inner]))
+  assert any("Per-FedAvg's accuracy falls" in reason and "-1.00; its best is 0.01" in reason for reason in report.explain("mnist", [inner]))
   lost = tuned("fedavg", [0.5, 0.54], adapt_lr=[0.02, 1.3]) | {"validation_accuracy": 0.54}
-  assert any("best of FedAvg's 2 trials adapts at 1.3, an end of the range" in reason and "of little weight" in reason
-             for reason in report.explain("mnist", [lost]))
+  assert any(
+    "best of FedAvg's 2 trials adapts at 1.3, an end of the range" in reason and "of little weight" in reason
+    for reason in report.explain("mnist", [lost])
+  )
   assert not any("an end of the range" in reason for reason in report.explain("mnist", [tuned("fedavg", [0.5], adapt_lr=[0.02])]))
   steps = [*apart, tuned("metagater", [0.05, 0.7, 0.05], steps=2)]
-  assert any("2 of MetaGater's 3 trials with more than one local step diverged, against 0 of 3" in reason
-             for reason in report.explain("mnist", steps))
+  assert any(
+    "2 of MetaGater's 3 trials with more than one local step diverged, against 0 of 3" in reason for reason in report.explain("mnist", steps)
+  )
 
 
 def test_a_report_is_added_to_a_recorded_one_by_protocol(written, tmp_path):
@@ -165,8 +173,12 @@ def test_a_report_is_added_to_a_recorded_one_by_protocol(written, tmp_path):
   for part in held["tables"].values():
     for row in part["rows"]:
       row["protocol"] = "mnist"
-  held = held | {"protocols": {"mnist": held["protocols"]["cifar10"]}, "curves": {}, "channels": {},
-                 "settings": {key.replace("cifar10", "mnist"): value for key, value in held["settings"].items()}}
+  held = held | {
+    "protocols": {"mnist": held["protocols"]["cifar10"]},
+    "curves": {},
+    "channels": {},
+    "settings": {key.replace("cifar10", "mnist"): value for key, value in held["settings"].items()},
+  }
   merged = report.merge(held, content)
   assert list(merged["protocols"]) == ["mnist", "cifar10"] and len(merged["tables"]["1"]["rows"]) == 2 * len(content["tables"]["1"]["rows"])
   own = comparison(content, "1", "MetaGater w/o gating against FedAvg")

@@ -74,6 +74,7 @@ def test_the_files_are_the_tasks_networks(gated):
 def _config_of(workdir):
   from experiments.config import base_config
   from experiments.runs.records import read_config
+
   config = base_config()
   config.update(read_config(workdir))
   return config
@@ -102,11 +103,14 @@ def test_a_file_that_is_not_what_jax_computes_is_not_left(gated, tmp_path, monke
   assert "differs from JAX" in own["failed"][f"task-{task}-dense.tflite"] and not (tmp_path / f"task-{task}-dense.tflite").exists()
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     (["--task=99"], "task 99 is no target task of this run; they are"),
     (["--all", "--format=tflit"], "unknown format 'tflit'. Did you mean 'tflite'"),
     (["--all", "--repeats=0"], "repeats, samples, multiple and batches must be at least 1"),
-])
+  ],
+)
 def test_bad_input(gated, arguments, message):
   outcome = call(main, f"--workdir={gated[0]}", *arguments)
   assert outcome.status == 2 and message in outcome.err
@@ -126,8 +130,9 @@ def test_runs_in_which_nothing_can_be_cut(tmp_path):
 def test_the_command_prints_a_table_and_draws_a_figure(gated):
   workdir, content, _ = gated
   task = next(iter(content["tasks"]))
-  outcome = call(main, f"--workdir={workdir}", f"--task={task}", "--batches=1,4", "--repeats=2", "--samples=8", "--threshold=0.1", "--always_on",
-                 "--page")
+  outcome = call(
+    main, f"--workdir={workdir}", f"--task={task}", "--batches=1,4", "--repeats=2", "--samples=8", "--threshold=0.1", "--always_on", "--page"
+  )
   assert outcome.status == 0, outcome.err
   for words in ("compact is", "µs, onnxruntime, batch 4", "adapting on the device, restricted", "deploy.png"):
     assert words in outcome.out

@@ -32,8 +32,14 @@ def free_port():
 
 
 def start(*arguments, **environment):
-  return subprocess.Popen([sys.executable, "-m", "experiments.run", *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, env={**os.environ, **environment})
+  return subprocess.Popen(
+    [sys.executable, "-m", "experiments.run", *arguments],
+    cwd=ROOT,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    env={**os.environ, **environment},
+  )
 
 
 def finish(processes):
@@ -82,8 +88,7 @@ def test_several_processes_are_one(processes, one_device, tmp_path):
 
 @pytest.mark.slow
 def test_eight_devices_are_one(one_device, tmp_path):
-  finish([start(f"--workdir={tmp_path / 'w'}", "--config.mesh=auto", *SHORT,
-                XLA_FLAGS="--xla_force_host_platform_device_count=8")])
+  finish([start(f"--workdir={tmp_path / 'w'}", "--config.mesh=auto", *SHORT, XLA_FLAGS="--xla_force_host_platform_device_count=8")])
   same_run(tmp_path / "w", one_device)
   assert json.loads((tmp_path / "w" / "result.json").read_text())["versions"]["devices"] == 8
 
@@ -110,7 +115,9 @@ def test_tasks_on_the_host_or_over_devices_are_the_same_run(fields, on_the_devic
   np.testing.assert_allclose(result["sparsity"]["per_task"], expected["sparsity"]["per_task"], atol=0.03)
 
 
-@pytest.mark.parametrize("fields, message", [
+@pytest.mark.parametrize(
+  "fields, message",
+  [
     ({"mesh": "9"}, "mesh is 9, but there are 8 cpu devices in 1 process; use mesh=auto"),
     ({"mesh": "all"}, "mesh must be 'none', 'auto' or a number of devices, got 'all'"),
     ({"mesh": "0"}, "mesh must be 'none', 'auto' or a number of devices, got '0'"),
@@ -121,7 +128,8 @@ def test_tasks_on_the_host_or_over_devices_are_the_same_run(fields, on_the_devic
     ({"task_axis": "pmap"}, "unknown task_axis 'pmap'.*Known: auto, map, merged, vmap"),
     ({"task_axis": "0"}, "unknown task_axis '0'"),
     ({"compute_dtype": "float16"}, "unknown compute_dtype 'float16'"),
-])
+  ],
+)
 def test_what_cannot_be_is_said_before_anything_is_compiled(fields, message, tmp_path, monkeypatch):
   config = digits.get_config()
   config.update(fields)
@@ -154,14 +162,17 @@ def test_several_seeds_at_once_need_one_device(tmp_path):
   assert check_config(config).memory_mb == 50
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     ({"process_id": 1}, "needs --coordinator, --num_processes and --process_id; --coordinator, --num_processes are missing"),
     ({"coordinator": "localhost:1", "num_processes": 2, "process_id": 2}, "must lie in 0 ... num_processes - 1, got process_id=2"),
     ({"coordinator": "localhost", "num_processes": 2, "process_id": 1}, "must be host:port, got 'localhost'"),
     ({"environment": True, "process_id": 1}, "give either that or these flags"),
     ({"environment": True}, "found no TPU pod, SLURM or MPI environment"),
     ({"coordinator": "no.such.host.invalid:4000", "num_processes": 2, "process_id": 1, "timeout": 2}, "is not known here|did not get"),
-])
+  ],
+)
 def test_arguments_that_cannot_work(arguments, message):
   with pytest.raises(ConfigError, match=message):
     distributed.join(**arguments)
@@ -176,6 +187,7 @@ def test_who_does_not_come_is_named():
       distributed.roll_call(coordinator, 4, number, timeout)
     except ConfigError as error:
       caught[number] = str(error)
+
   threads = [threading.Thread(target=call, args=arguments) for arguments in ((0, 3), (2, 6))]
   for thread in threads:
     thread.start()
@@ -188,8 +200,7 @@ def test_who_does_not_come_is_named():
 def test_everybody_is_let_go_when_all_are_there():
   coordinator = f"localhost:{free_port()}"
   done = []
-  threads = [threading.Thread(target=lambda n=n: (distributed.roll_call(coordinator, 3, n, 30), done.append(n)))
-             for n in (2, 0, 1)]
+  threads = [threading.Thread(target=lambda n=n: (distributed.roll_call(coordinator, 3, n, 30), done.append(n))) for n in (2, 0, 1)]
   for thread in threads:
     thread.start()
   for thread in threads:
@@ -209,6 +220,7 @@ def test_a_port_that_is_taken_and_a_count_that_differs():
       distributed.roll_call(coordinator, count, number, 10)
     except ConfigError as error:
       caught.append(str(error))
+
   threads = [threading.Thread(target=call, args=arguments) for arguments in ((0, 2), (1, 3))]
   for thread in threads:
     thread.start()
@@ -218,7 +230,9 @@ def test_a_port_that_is_taken_and_a_count_that_differs():
 
 
 def test_cores_that_cannot_be_used_any_more_are_said():
-  code = ("import jax; jax.random.key(0)\nfrom configs import cifarfs_maml\nfrom experiments.runs import placement\n"
-          "placement.use_cores(cifarfs_maml.get_config())")
+  code = (
+    "import jax; jax.random.key(0)\nfrom configs import cifarfs_maml\nfrom experiments.runs import placement\n"
+    "placement.use_cores(cifarfs_maml.get_config())"
+  )
   process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
   assert "JAX is in use already, with 1 device(s)" in process.stderr

@@ -31,19 +31,25 @@ def test_pruning_in_the_rounds(tmp_path):
   macs = sum(count * (params["backbone"][name]["kernel"] != 0).sum() for name, count in places.items())
   assert 0.9 * macs < result["macs"]["effective"] <= macs
   mask = load_model(tmp_path / "run")[0].mask["backbone"]
-  jax.tree.map(lambda w, c: np.testing.assert_array_equal(w != 0, c == 1), {n: params["backbone"][n]["kernel"] for n in places},
-               {n: mask[n]["kernel"] for n in places})
+  jax.tree.map(
+    lambda w, c: np.testing.assert_array_equal(w != 0, c == 1),
+    {n: params["backbone"][n]["kernel"] for n in places},
+    {n: mask[n]["kernel"] for n in places},
+  )
   rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   assert rows[0]["pruned"] < rows[1]["pruned"] == result["pruned"]
   assert result["accuracy"]["mean"] > result["accuracy_before_adaptation"]["mean"]
 
 
-@pytest.mark.parametrize("images, labels, message", [
+@pytest.mark.parametrize(
+  "images, labels, message",
+  [
     (np.zeros((40, 8, 8), np.uint8), np.arange(40) % 2, "expects images .batch, height, width, channels."),
     (np.zeros((40, 4, 4, 1), np.uint8), np.arange(40) % 2, "too small for this network"),
     (np.zeros((40, 8, 8, 1), np.uint8), np.arange(39) % 2, "40 images but 39 labels"),
     (np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 3, "labels must lie in 0 … 1, but range from 0 to 2"),
-])
+  ],
+)
 def test_own_data_that_does_not_fit(images, labels, message, tmp_path):
   with pytest.raises(ConfigError, match=message):
     run(digits.get_config(), tmp_path / "w", Dataset("mine", images, labels, 2), quiet=True)
@@ -54,8 +60,7 @@ def test_a_run_is_a_function_on_own_data(tmp_path):
   labels = rng.integers(0, 4, 600)
   images = np.clip(rng.normal(60 * labels[:, None, None, None], 10, (600, 8, 8, 1)), 0, 255).astype(np.uint8)
   config = digits.get_config()
-  config.update(model="mlp", widths=(8,), gated=False, tasks=8, target_tasks=2, cohort=3, size_range=(20, 60), rounds=5,
-                eval_every=5)
+  config.update(model="mlp", widths=(8,), gated=False, tasks=8, target_tasks=2, cohort=3, size_range=(20, 60), rounds=5, eval_every=5)
   result = run(config, tmp_path / "w", Dataset("brightness", images, labels, 4), quiet=True)
   assert result["sparsity"] is None and result["macs"] == {"dense": 64 * 8 + 8 * 4, "gated": None, "effective": None}
   assert (tmp_path / "w" / "tasks.png").stat().st_size > 5000
@@ -77,8 +82,9 @@ def test_any_personalizer_follows_any_algorithm(tmp_path):
   np.testing.assert_allclose(pruned["sparsity"]["per_task"], 0.4, atol=2e-3)
   config.update(algorithm="metagater", gated=True, personalizer="two_stage")
   gated = run(config, tmp_path / "gated", quiet=True)
-  config.update(gated=False, algorithm="fedavg", personalizer="metasnip_channel", meta_model=str(tmp_path / "snip"),
-                sparsity_of=str(tmp_path / "gated"))
+  config.update(
+    gated=False, algorithm="fedavg", personalizer="metasnip_channel", meta_model=str(tmp_path / "snip"), sparsity_of=str(tmp_path / "gated")
+  )
   given = run(config, tmp_path / "given", quiet=True)
   assert given["accuracy_before_adaptation"] == pruned["accuracy_before_adaptation"] and given["round_ms"] is None
   np.testing.assert_allclose(given["sparsity"]["per_task"], gated["sparsity"]["per_task"], atol=0.5 / 8 + 1e-6)

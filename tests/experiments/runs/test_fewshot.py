@@ -43,7 +43,8 @@ def test_a_run_writes_everything(pruned):
   assert result["episodes_per_second"] > 0
   before, after = np.loadtxt(workdir / "test_episodes.csv", delimiter=",", skiprows=1).T
   assert [len(after), before.mean(), after.mean()] == pytest.approx(
-      [30, result["accuracy_before_adaptation"]["mean"], result["accuracy"]["mean"]], abs=1e-5)
+    [30, result["accuracy_before_adaptation"]["mean"], result["accuracy"]["mean"]], abs=1e-5
+  )
 
 
 def test_runs_are_told_apart_by_every_field_that_changes_their_numbers():
@@ -68,16 +69,29 @@ def test_the_saved_model_is_pruned(pruned):
 _slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("fields", [
+@pytest.mark.parametrize(
+  "fields",
+  [
     {"learner": "anil", "train_queries": 6},
     {"learner": "reptile", "prune": {"score": "magnitude", "sparsity": 0.25, "scope": "layer", "granularity": "channel"}},
-    _slow({"learner": "anil", "train_queries": 6, "gated_layers": ("conv3",), "personalizer": "two_stage", "adapt_steps": 3, "gate_adapt_lr": 1.0,
-     "prune": {"score": "anp", "sparsity": 0.3}}),
+    _slow(
+      {
+        "learner": "anil",
+        "train_queries": 6,
+        "gated_layers": ("conv3",),
+        "personalizer": "two_stage",
+        "adapt_steps": 3,
+        "gate_adapt_lr": 1.0,
+        "prune": {"score": "anp", "sparsity": 0.3},
+      }
+    ),
     _slow({"personalizer": "metasnip_weight", "target_sparsity": 0.3, "adapt_steps": 3}),
     _slow({"derivative": "first_order"}),
     _slow({"learn_rates": True, "prune": {"score": "snip", "sparsity": 0.3, "granularity": "channel"}}),
     _slow({"prune": {"score": "magnitude", "sparsity": 0.3, "schedule": "one_shot", "head": True}}),
-    _slow({"prune": {"score": "random", "sparsity": 0.3, "schedule": "linear"}})])
+    _slow({"prune": {"score": "random", "sparsity": 0.3, "schedule": "linear"}}),
+  ],
+)
 def test_learners_and_scores(splits, tmp_path, fields):
   result = run(small(**{"steps": 20, **fields}), tmp_path / "run", splits, quiet=True)
   assert result["accuracy"]["mean"] > result["accuracy_before_adaptation"]["mean"] + 0.05
@@ -146,7 +160,9 @@ def test_pruning_is_gradual_however_short_the_training(steps):
   assert np.diff(levels).max() < 0.3 and levels[-1] == pytest.approx(0.85)
 
 
-@pytest.mark.parametrize("fields, message", [
+@pytest.mark.parametrize(
+  "fields, message",
+  [
     ({"ways": 9}, "ways=9.*9 ways are more than the 8 classes"),
     ({"shots": 7}, "shots=7 and queries=4 need 11 samples of each class, but a class has 10"),
     ({"train_queries": 12}, "train_queries=12: shots=1 and queries=12 need 13 samples"),
@@ -161,7 +177,9 @@ def test_pruning_is_gradual_however_short_the_training(steps):
     ({"personalizer": "two_stag"}, "unknown personalizer 'two_stag'. Did you mean 'two_stage'"),
     ({"personalizer": "two_stage"}, "adapts gates, but this model has none"),
     ({"personalizer": "metasnip_channel", "target_sparsity": 0.5}, "none of the leaves is prunable"),
-    ({"dataset": "cifar"}, "unknown dataset 'cifar'. Did you mean 'cifarfs'")])
+    ({"dataset": "cifar"}, "unknown dataset 'cifar'. Did you mean 'cifarfs'"),
+  ],
+)
 def test_bad_input(splits, tmp_path, fields, message):
   config = small()
   config.prune.update(fields.pop("prune", {}))

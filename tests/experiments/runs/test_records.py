@@ -49,6 +49,7 @@ def failing(monkeypatch, name, folders):
     if any(folder in (path, *Path(path).parents) for folder in folders):
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return plain(path, *arguments, **options)
+
   monkeypatch.setattr(records, name, call)
 
 

@@ -12,15 +12,25 @@ from experiments.config import ConfigError
 from experiments.reports import readme
 from experiments.studies import anp, anp_cases
 
-FIELDS = {name: value for name, value in small().items() if name not in (
-    "steps", "eval_every", "shots", "model", "prune", "data_dir", "seed", "name")}
+FIELDS = {
+  name: value for name, value in small().items() if name not in ("steps", "eval_every", "shots", "model", "prune", "data_dir", "seed", "name")
+}
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
   workdir, lines = tmp_path_factory.mktemp("anp"), []
-  run = lambda: anp.reproduce(workdir, cases=("conv4-1",), seeds=(1, 2), scores=("none", "magnitude"), steps=20,
-                                     level_steps=(5,), splits=small_splits(), fields=FIELDS, log=lines.append)
+  run = lambda: anp.reproduce(
+    workdir,
+    cases=("conv4-1",),
+    seeds=(1, 2),
+    scores=("none", "magnitude"),
+    steps=20,
+    level_steps=(5,),
+    splits=small_splits(),
+    fields=FIELDS,
+    log=lines.append,
+  )
   return workdir, run(), lines, run
 
 
@@ -30,10 +40,10 @@ def test_levels_and_differences(recorded):
   case = report["cases"]["conv4-1"]
   levels = case["courses"]["5"]["magnitude"]
   np.testing.assert_allclose([level["sparsity"]["mean"] for level in levels], anp_cases.LEVELS, atol=0.01)
-  runs = {(seed, score): json.loads((workdir / "conv4-1" / f"seed-{seed}-{score}-5.json").read_text())
-          for seed in (1, 2) for score in ("none", "magnitude")}
-  differences = np.concatenate([np.subtract(*(runs[seed, score]["levels"][2]["accuracy"] for score in ("magnitude", "none")))
-                                for seed in (1, 2)])
+  runs = {
+    (seed, score): json.loads((workdir / "conv4-1" / f"seed-{seed}-{score}-5.json").read_text()) for seed in (1, 2) for score in ("none", "magnitude")
+  }
+  differences = np.concatenate([np.subtract(*(runs[seed, score]["levels"][2]["accuracy"] for score in ("magnitude", "none"))) for seed in (1, 2)])
   found = levels[2]["minus_none"]
   assert found["mean"] == pytest.approx(differences.mean())
   assert found["ci95"] == pytest.approx(1.96 * differences.std(ddof=1) / np.sqrt(60))
@@ -83,16 +93,34 @@ def test_records_of_another_configuration_are_not_mixed_in(recorded):
   workdir, _, lines, _ = recorded
   before = len(lines)
   with pytest.raises(ConfigError, match="seed-1-base.json holds a run of another configuration: inner_lr is 0.1 there and 0.2 here"):
-    anp.reproduce(workdir, cases=("conv4-1",), seeds=(1,), scores=("none",), steps=20, level_steps=(5,),
-                         splits=small_splits(), fields=FIELDS | {"inner_lr": 0.2}, log=lines.append)
+    anp.reproduce(
+      workdir,
+      cases=("conv4-1",),
+      seeds=(1,),
+      scores=("none",),
+      steps=20,
+      level_steps=(5,),
+      splits=small_splits(),
+      fields=FIELDS | {"inner_lr": 0.2},
+      log=lines.append,
+    )
   assert len(lines) == before
 
 
 @pytest.mark.slow
 def test_a_case_that_prunes_otherwise_takes_the_trained_network(recorded):
   workdir, _, lines, _ = recorded
-  report = anp.reproduce(workdir, cases=("conv4-1-filters",), seeds=(1,), scores=("anp",), steps=20, level_steps=(5,),
-                                splits=small_splits(), fields=FIELDS, log=lines.append)
+  report = anp.reproduce(
+    workdir,
+    cases=("conv4-1-filters",),
+    seeds=(1,),
+    scores=("anp",),
+    steps=20,
+    level_steps=(5,),
+    splits=small_splits(),
+    fields=FIELDS,
+    log=lines.append,
+  )
   base = "seed-1-base.npz"
   assert (workdir / "conv4-1-filters" / base).read_bytes() == (workdir / "conv4-1" / base).read_bytes()
   cases = report["cases"]
@@ -106,9 +134,12 @@ def test_a_case_that_prunes_otherwise_takes_the_trained_network(recorded):
 
 
 def test_bad_input(tmp_path):
-  for options, message in (({"cases": ("conv5-1",)}, "unknown case 'conv5-1'. Did you mean 'conv4-1'"),
-                           ({"scores": ("npa",)}, "unknown score 'npa'"), ({"seeds": ()}, "at least one seed"),
-                           ({"level_steps": (50, 1)}, "conv4-1: 8000 steps of meta-training and 50, 1 at each")):
+  for options, message in (
+    ({"cases": ("conv5-1",)}, "unknown case 'conv5-1'. Did you mean 'conv4-1'"),
+    ({"scores": ("npa",)}, "unknown score 'npa'"),
+    ({"seeds": ()}, "at least one seed"),
+    ({"level_steps": (50, 1)}, "conv4-1: 8000 steps of meta-training and 50, 1 at each"),
+  ):
     with pytest.raises(ConfigError, match=message):
       anp.reproduce(tmp_path, **options)
 

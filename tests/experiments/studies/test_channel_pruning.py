@@ -12,16 +12,31 @@ from experiments.config import ConfigError
 from experiments.reports.channel_pruning import accuracy_table, device_table, draw, summarized
 from experiments.studies import channel_pruning
 
-FIELDS = {name: value for name, value in small().items() if name not in (
-    "steps", "eval_every", "shots", "model", "prune", "data_dir", "seed", "name", "widths")} | {"widths": (8, 16, 16)}
+FIELDS = {
+  name: value
+  for name, value in small().items()
+  if name not in ("steps", "eval_every", "shots", "model", "prune", "data_dir", "seed", "name", "widths")
+} | {"widths": (8, 16, 16)}
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
   workdir, lines = tmp_path_factory.mktemp("channel_pruning"), []
-  run = lambda **changes: channel_pruning.reproduce(workdir, **{
-      "cases": ("conv4",), "ways": ("none", "narrow", "anp", "anp_layer"), "seeds": (1,), "levels": (0.3, 0.5), "steps": 8, "level_steps": 4,
-      "splits": small_splits(), "fields": FIELDS, "log": lines.append} | changes)
+  run = lambda **changes: channel_pruning.reproduce(
+    workdir,
+    **{
+      "cases": ("conv4",),
+      "ways": ("none", "narrow", "anp", "anp_layer"),
+      "seeds": (1,),
+      "levels": (0.3, 0.5),
+      "steps": 8,
+      "level_steps": 4,
+      "splits": small_splits(),
+      "fields": FIELDS,
+      "log": lines.append,
+    }
+    | changes,
+  )
   return run(), lines, run, workdir
 
 
@@ -57,8 +72,13 @@ def test_tables_and_figure(recorded, tmp_path):
 
 
 def test_bad_input_ends_before_anything_runs(tmp_path):
-  for fields, message in (({"cases": ("conv5",)}, "unknown case 'conv5'"), ({"ways": ("anq",)}, "unknown way 'anq'"), ({"seeds": ()}, "at least one seed"),
-                          ({"levels": (0.5, 0.3)}, "levels must increase"), ({"level_steps": 2}, "level_steps must be at least 4")):
+  for fields, message in (
+    ({"cases": ("conv5",)}, "unknown case 'conv5'"),
+    ({"ways": ("anq",)}, "unknown way 'anq'"),
+    ({"seeds": ()}, "at least one seed"),
+    ({"levels": (0.5, 0.3)}, "levels must increase"),
+    ({"level_steps": 2}, "level_steps must be at least 4"),
+  ):
     with pytest.raises(ConfigError, match=message):
       channel_pruning.reproduce(tmp_path, **{"splits": small_splits(), **fields})
   outcome = call(command.main, "--seeds=a", f"--workdir={tmp_path}")

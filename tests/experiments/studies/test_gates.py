@@ -30,6 +30,7 @@ def finished(tmp_path_factory):
     config = original()
     config.update(widths=(4, 4, 20), target_tasks=3)
     return config
+
   patch.setattr(digits, "get_config", small)
   workdir, lines = tmp_path_factory.mktemp("gates") / "w", []
   content = gates.reproduce(workdir, seeds=SEEDS, rounds=2, log=lines.append)

@@ -22,11 +22,16 @@ def small_tables():
   patch = pytest.MonkeyPatch()
   row = protocols.Row
   small = {
-      "1": protocols.Table("meta-models", "training", (row("digits", "fedavg", 1, 396), row("digits", "metagater_ungated"),
-                                                       row("digits", "metagater"))),
-      "2": protocols.Table("adaptation", "adaptation", (row("digits", "metagater_ungated"), row("digits", "metasnip_weight"),
-                                                        row("digits", "metasnip_channel"), row("digits", "metagater"))),
-      "3": protocols.Table("data that is not there", "training", (row("mnist", "fedavg"),))}
+    "1": protocols.Table(
+      "meta-models", "training", (row("digits", "fedavg", 1, 396), row("digits", "metagater_ungated"), row("digits", "metagater"))
+    ),
+    "2": protocols.Table(
+      "adaptation",
+      "adaptation",
+      (row("digits", "metagater_ungated"), row("digits", "metasnip_weight"), row("digits", "metasnip_channel"), row("digits", "metagater")),
+    ),
+    "3": protocols.Table("data that is not there", "training", (row("mnist", "fedavg"),)),
+  }
   patch.setattr(protocols, "TABLES", small)
   patch.setattr(tables, "TABLES", small)
   patch.setattr(report, "TABLES", small)
@@ -45,8 +50,12 @@ def finished(small_tables, tmp_path_factory):
 def test_it_runs_every_row_and_writes_the_report(finished):
   workdir, content, lines = finished
   assert [line.split(":")[0] for line in lines] == [
-      "digits fedavg K=1", "digits metagater_ungated K=1", "digits metagater K=1", "digits metasnip_weight K=1",
-      "digits metasnip_channel K=1"]
+    "digits fedavg K=1",
+    "digits metagater_ungated K=1",
+    "digits metagater K=1",
+    "digits metasnip_weight K=1",
+    "digits metasnip_channel K=1",
+  ]
   assert json.loads((workdir / "report.json").read_text()) == json.loads(json.dumps(content))
   text, page = (workdir / "report.md").read_text(), (workdir / "report.html").read_text()
   for part in ("| Digits | FedAvg | 1 |", "| 396 |", "MetaSNIP, by channel (not in the paper)", "## Claims", "### Claim 3"):
@@ -61,8 +70,7 @@ def test_numbers_are_those_of_the_runs(finished):
   runs = {seed: json.loads((workdir / "digits-metagater-k1" / f"seed-{seed}" / "result.json").read_text()) for seed in (1, 2)}
   row = content["tables"]["1"]["rows"][2]
   means = [runs[seed]["accuracy"]["mean"] for seed in (1, 2)]
-  assert row["accuracy"]["mean"] == pytest.approx(np.mean(means)) and row["accuracy"]["std"] == pytest.approx(
-      np.std(means, ddof=1))
+  assert row["accuracy"]["mean"] == pytest.approx(np.mean(means)) and row["accuracy"]["std"] == pytest.approx(np.std(means, ddof=1))
   assert row["sparsity_std_over_tasks"]["mean"] == pytest.approx(np.mean([runs[s]["sparsity"]["std"] for s in (1, 2)]))
   assert content["curves"]["digits"]["metagater"][1]["rounds"] == [4]
 
@@ -105,12 +113,12 @@ def test_a_run_that_fails_is_reported_and_the_others_still_run(small_tables, tmp
     changed = real(name, *arguments)
     changed.local_lr = 1e30
     return changed
+
   monkeypatch.setattr(tables, "protocol_config", diverging)
   fine = tables.config_of(protocols.Row("digits", "metagater"), rounds=2)
   fine.local_lr = 0.1
   real_config_of = tables.config_of
-  monkeypatch.setattr(tables, "config_of", lambda row, **options: fine if row.method == "metagater" else
-                      real_config_of(row, **options))
+  monkeypatch.setattr(tables, "config_of", lambda row, **options: fine if row.method == "metagater" else real_config_of(row, **options))
   lines = []
   content = tables.reproduce(tmp_path, tables=("1", "2"), seeds=(1, 2), rounds=2, log=lines.append)
   rows = {row["method"]: row for table in content["tables"].values() for row in table["rows"]}
@@ -142,6 +150,7 @@ def test_several_seeds_are_single_runs(tmp_path):
       np.testing.assert_allclose(scalars["threshold"], expected_scalars["threshold"], rtol=1e-3)
       # Nothing but a sample whose logits tie to float32 round-off may be decided otherwise.
       np.testing.assert_allclose(several[seed]["accuracy"]["per_task"], single[seed]["accuracy"]["per_task"], atol=0.03)
-      assert (json.loads((tmp_path / axis / str(seed) / "partition.json").read_text())
-              == json.loads((tmp_path / f"single{seed}" / "partition.json").read_text()))
+      assert json.loads((tmp_path / axis / str(seed) / "partition.json").read_text()) == json.loads(
+        (tmp_path / f"single{seed}" / "partition.json").read_text()
+      )
   assert single[1]["accuracy"] != single[2]["accuracy"]

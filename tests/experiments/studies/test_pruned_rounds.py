@@ -20,20 +20,25 @@ def config(**fields):
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
   workdir, lines = tmp_path_factory.mktemp("pruned_rounds"), []
-  run = lambda **fields: pruned_rounds.reproduce(workdir, scores=("none", "anp", "magnitude"), seeds=(1, 2), config=config(**fields),
-                                                 log=lines.append)
+  run = lambda **fields: pruned_rounds.reproduce(
+    workdir, scores=("none", "anp", "magnitude"), seeds=(1, 2), config=config(**fields), log=lines.append
+  )
   return workdir, run(), lines, run
 
 
 @pytest.mark.slow
 def test_scores_are_compared_seed_by_seed(recorded):
   workdir, report, _, _ = recorded
-  accuracy = {(score, seed): json.loads((workdir / f"{score}-seed-{seed}" / "result.json").read_text())["accuracy"]["mean"]
-              for score in ("none", "anp", "magnitude") for seed in (1, 2)}
+  accuracy = {
+    (score, seed): json.loads((workdir / f"{score}-seed-{seed}" / "result.json").read_text())["accuracy"]["mean"]
+    for score in ("none", "anp", "magnitude")
+    for seed in (1, 2)
+  }
   scores = report["scores"]
   assert scores["magnitude"]["accuracy"] == [accuracy["magnitude", 1], accuracy["magnitude", 2]]
   assert scores["anp"]["differences"]["none"]["mean"] == pytest.approx(
-      (accuracy["anp", 1] - accuracy["none", 1] + accuracy["anp", 2] - accuracy["none", 2]) / 2)
+    (accuracy["anp", 1] - accuracy["none", 1] + accuracy["anp", 2] - accuracy["none", 2]) / 2
+  )
   assert scores["none"]["pruned"] == 0
   # As many weights are gone by either score, none of them the last layer's.
   assert scores["anp"]["pruned"] == scores["magnitude"]["pruned"] == pytest.approx(0.8, abs=0.005)

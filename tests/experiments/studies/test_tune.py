@@ -58,8 +58,12 @@ def test_a_trial_is_a_training_at_these_settings_measured_on_validation_tasks(sm
   state, _ = mg.run_rounds(algorithm, state, population, jnp.asarray(tasks.training), rounds=8, cohort=5, batch_size=20)
   model = algorithm.deploy(state.server)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), models[0].params, model.params)
-  expected = np.mean([float(mg.evaluate_task(network, registry.make_personalizer(c, network).adapt(model, population.train(task)),
-                                             population.test(task)).accuracy) for task in tasks.validation])
+  expected = np.mean(
+    [
+      float(mg.evaluate_task(network, registry.make_personalizer(c, network).adapt(model, population.train(task)), population.test(task)).accuracy)
+      for task in tasks.validation
+    ]
+  )
   assert float(accuracies[5]) == pytest.approx(expected, abs=0.02)
   assert accuracies.shape == (len(tuner.rates),)
   # No image of it is in any task of a run of any seed.
@@ -71,11 +75,12 @@ def test_a_trial_is_a_training_at_these_settings_measured_on_validation_tasks(sm
 
 def test_every_method_gets_the_same_budget(small_config):
   names = ["fedavg", "per_fedavg", "metagater_ungated"]
-  entries = [tune.tune_method(small_config, name, local_steps=1, seeds=[7], trials=5, rates=tune.adaptation_rates(4),
-                              report=lambda line: None)[0] for name in names]
+  entries = [
+    tune.tune_method(small_config, name, local_steps=1, seeds=[7], trials=5, rates=tune.adaptation_rates(4), report=lambda line: None)[0]
+    for name in names
+  ]
   assert [entry["algorithm"] for entry in entries] == ["fedavg", "per_fedavg", "metagater"]
-  assert {(e["meta_trainings"], e["adaptation_rates"], e["rounds"], e["validation_tasks"]) for e in entries} == {
-      (5, 4, 8, 3)}
+  assert {(e["meta_trainings"], e["adaptation_rates"], e["rounds"], e["validation_tasks"]) for e in entries} == {(5, 4, 8, 3)}
   for name, entry in zip(names, entries):
     assert len(entry["trials"]) == 5
     best = max(entry["trials"], key=lambda trial: trial["accuracy"])
@@ -83,11 +88,14 @@ def test_every_method_gets_the_same_budget(small_config):
     assert entry["settings"] == {key: value for key, value in best.items() if key not in ("accuracy", "accuracies")}
     for trial in entry["trials"]:  # the first look that is within half a point of the best
       looks = {int(rounds): accuracy for rounds, accuracy in trial["accuracies"].items()}
-      assert list(looks) == [2, 4, 8][:len(looks)] and trial["accuracy"] == looks[trial["rounds"]]
+      assert list(looks) == [2, 4, 8][: len(looks)] and trial["accuracy"] == looks[trial["rounds"]]
       assert trial["rounds"] == next(rounds for rounds, accuracy in looks.items() if accuracy >= max(looks.values()) - 0.005)
     for part, going_on in ((2, 3), (4, 2)):  # after each look the better half
-      at = {number: max(accuracy for rounds, accuracy in trial["accuracies"].items() if int(rounds) <= part)
-            for number, trial in enumerate(entry["trials"]) if str(part) in trial["accuracies"]}
+      at = {
+        number: max(accuracy for rounds, accuracy in trial["accuracies"].items() if int(rounds) <= part)
+        for number, trial in enumerate(entry["trials"])
+        if str(part) in trial["accuracies"]
+      }
       on = {number for number in at if str(2 * part) in entry["trials"][number]["accuracies"]}
       assert len(on) == going_on and min(at[number] for number in on) >= max(at[number] for number in at if number not in on)
     for name, (low, high) in registry.methods()[name].space.items():
@@ -96,8 +104,7 @@ def test_every_method_gets_the_same_budget(small_config):
 
 def test_configs_read_what_was_tuned(tmp_path, monkeypatch):
   monkeypatch.setattr(config_module, "TUNED", tmp_path)
-  entry = lambda algorithm, gated, steps, **settings: {
-      "algorithm": algorithm, "gated": gated, "local_steps": steps, "settings": settings}
+  entry = lambda algorithm, gated, steps, **settings: {"algorithm": algorithm, "gated": gated, "local_steps": steps, "settings": settings}
   tune.merge(tmp_path / "mine.json", "mine", [entry("fedavg", False, 1, local_lr=0.7), entry("metagater", True, 1, beta=0.011)])
   tune.merge(tmp_path / "mine.json", "mine", [entry("fedavg", False, 4, local_lr=0.4), entry("metagater", True, 1, beta=0.012)])
   assert len(json.loads((tmp_path / "mine.json").read_text())["methods"]) == 3
@@ -126,18 +133,24 @@ def test_committed_settings_are_of_equal_budget():
   for path in TUNED.glob("*.json"):
     methods = json.loads(path.read_text())["methods"]
     for steps in {entry["local_steps"] for entry in methods}:
-      budgets = {(e["meta_trainings"], e["adaptation_rates"], e["rounds"], e["validation_tasks"], tuple(e["seeds"]))
-                 for e in methods if e["local_steps"] == steps}
+      budgets = {
+        (e["meta_trainings"], e["adaptation_rates"], e["rounds"], e["validation_tasks"], tuple(e["seeds"]))
+        for e in methods
+        if e["local_steps"] == steps
+      }
       assert len(budgets) == 1, (path.name, steps, budgets)
       assert not {*range(1, 6), *range(11, 16), *range(21, 41)} & {seed for budget in budgets for seed in budget[-1]}  # the seeds of the tables
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     (["--protocols=cifar11"], "unknown protocol 'cifar11'. Did you mean 'cifar10"),
     (["--methods=fedavrg"], "unknown method 'fedavrg'. Did you mean 'fedavg'"),
     (["--trials=0"], "trials must be at least 1, got 0"),
     (["--protocols=mnist", "--data_dir=tests"], "'mnist' is not in the data directory tests"),
-])
+  ],
+)
 def test_bad_input(arguments, message):
   outcome = call(main, *arguments)
   assert outcome.status == 2 and message in outcome.err and outcome.err.startswith("experiments.tune: ")
@@ -145,8 +158,12 @@ def test_bad_input(arguments, message):
 
 def test_what_is_tuned_is_not_tuned_again(small_config, tmp_path):
   lines = []
-  call_it = lambda **changes: tune.reproduce(tmp_path / "w", tmp_path / "out", {"digits": small_config}, **(dict(
-      methods=["fedavg"], seeds=[7], trials=1, rates=(0.1,), log=lines.append) | changes))
+  call_it = lambda **changes: tune.reproduce(
+    tmp_path / "w",
+    tmp_path / "out",
+    {"digits": small_config},
+    **(dict(methods=["fedavg"], seeds=[7], trials=1, rates=(0.1,), log=lines.append) | changes),
+  )
   call_it()
   first, text = len(lines), (tmp_path / "out" / "digits.json").read_text()
   (tmp_path / "out" / "digits.json").unlink()
