@@ -1,8 +1,8 @@
-# `make quickstart`: set up and run the digits experiment. `make test`: set up and run the tests.
+# `make quickstart`: set up and show what the library does. `make test`: set up and run the tests.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test slow-test clean
+.PHONY: quickstart test slow-test lint clean
 
 .venv/ready: requirements.txt requirements-core.txt requirements-experiments.txt requirements-deploy.txt requirements-test.txt setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version}")'
@@ -17,7 +17,7 @@ BIN := .venv/bin
 	touch $@
 
 quickstart: .venv/ready
-	$(BIN)/python -m experiments.run
+	$(BIN)/python -m experiments.quickstart
 
 test: .venv/ready
 	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses=4 --dist loadscope --max-worker-restart=0
@@ -25,6 +25,11 @@ test: .venv/ready
 # Runs on eight devices and on several processes.
 slow-test: .venv/ready
 	$(BIN)/python -m pytest -m slow
+
+# Style; the same rules as pre-commit's.
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 clean:
 	rm -rf .venv .venv-fedjax build *.egg-info .pytest_cache

@@ -97,6 +97,7 @@ def base_config() -> ConfigDict:
   config.memory_mb = placeholder(int)  # None: all tasks are on the device; else they stay on disk, and so much host memory
   config.seed_axis = "loop"  # or "vmap": the seeds of experiments.tables one by one or together
   config.rounds_per_dispatch = 10
+  config.log = "none"  # beside metrics.csv and .jsonl: "tensorboard", or a writer of your own (docs/extending.md); several with commas
   config.chunk = 64  # samples at a time in adaptation and evaluation
   return config
 

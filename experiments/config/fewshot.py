@@ -61,6 +61,7 @@ def base_config() -> ConfigDict:
   config.mesh = "auto"  # or "none", or how many devices episodes are spread over
   config.task_axis = "auto"
   config.steps_per_dispatch = 100
+  config.log = "none"  # beside metrics.csv and .jsonl: "tensorboard", or a writer of your own (docs/extending.md); several with commas
   return config
 
 

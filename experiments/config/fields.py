@@ -44,6 +44,7 @@ FREE = (
   "name",
   "tuned",
   "data_dir",
+  "log",
   "meta_model",
   "sparsity_of",
   "mesh",

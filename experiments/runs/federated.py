@@ -17,9 +17,10 @@ from experiments.config import ConfigError, registry
 from experiments.config.federated import base_config, check_config, check_dataset
 from experiments.config.fields import with_fields
 from experiments.runs import placement, records
+from experiments.runs.live import Progress, Writers, check_log
 from experiments.runs.measures import gates_of, spread, what_is_left
 from experiments.runs.programs import Clock, Compiled, compiler_options, dispatches
-from experiments.runs.records import DivergedError, NotSavedError, Progress, check_workdir
+from experiments.runs.records import DivergedError, NotSavedError, check_workdir
 from metagater_jax.core.trees import named_leaves
 from metagater_jax.data.datasets import Dataset, load_dataset
 from metagater_jax.federated.host_tasks import TaskStore
@@ -69,6 +70,7 @@ def run_seeds(
     raise ConfigError("sparsity_of needs all tasks of a seed on one device; leave out mesh, memory_mb and seed_axis.")
   if jax.process_index() == 0:
     for seed, workdir in workdirs.items():
+      check_log(configs[seed].log)
       check_workdir(workdir, configs[seed])
   with records.claim(*(workdirs.values() if jax.process_index() == 0 else ())):
     return _run_seeds(configs, workdirs, dataset, quiet, mesh, together, streamed, start)
@@ -244,10 +246,10 @@ class _Experiment:
         states[0], members[0].data, *(jnp.asarray(n[0]) for n in numbers), self._train, self._evaluate, stacked=False, given=members[0].sparsity
       )
 
-    writers = [records.MetricsWriter(m.workdir) for m in members] if jax.process_index() == 0 else []
+    writers = [Writers(m.workdir, m.config) for m in members] if jax.process_index() == 0 else []
     rows, errors, round_ms, done = [[] for _ in members], {}, [], 0
     quiet = quiet or jax.process_index() > 0 or not rounds
-    progress = Progress(rounds, quiet, "round", clock)
+    progress = Progress(rounds, quiet, "round", clock, _title(config, members))
     for count in blocks or [0]:  # without rounds a given model is evaluated once
       if len(errors) == len(members):
         break
@@ -275,11 +277,14 @@ class _Experiment:
             writer.write(rows[i][-1])
         shown = [row[-1] for i, row in enumerate(rows) if i not in errors]
         progress.show(
+          accuracy_before=np.mean([row["accuracy_before_mean"] for row in shown]),
           accuracy=np.mean([row["accuracy_mean"] for row in shown]),
           sparsity=np.mean([row["sparsity_mean"] for row in shown]) if config.gated else None,
         )
       progress.advance(count, evaluated)
     progress.close()
+    for writer in writers:
+      writer.close()
     tasks.close()
 
     results = {}
@@ -405,6 +410,11 @@ _TASK_FIELDS = (
 _GIVEN = mg.federated.FederatedAlgorithm(
   init=lambda model: model, broadcast=lambda model: model, client_update=None, server_update=None, deploy=lambda model: model
 )
+
+
+def _title(config, members):
+  seeds = ", ".join(str(member.config.seed) for member in members)
+  return f"{config.name}: {config.algorithm}{', gated' if config.gated else ''}, seed{'s' if len(members) > 1 else ''} {seeds}"
 
 
 def _diverged(config, member, loss, done):

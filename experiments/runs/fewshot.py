@@ -15,6 +15,7 @@ import metagater_jax as mg
 from experiments.config import ConfigError, registry
 from experiments.config.fewshot import INNER_LOOP, check_config, make_learner, make_network
 from experiments.runs import placement, records
+from experiments.runs.live import Progress, Writers, check_log
 from experiments.runs.measures import interval, what_is_left
 from experiments.runs.programs import Clock, Compiled, compiler_options, dispatches
 from experiments.runs.records import DivergedError, check_workdir
@@ -84,6 +85,7 @@ def run(config: ConfigDict, workdir: str | Path, splits: Splits | None = None, q
   """
   start, workdir = time.perf_counter(), Path(workdir)
   config = check_config(config)
+  check_log(config.log)
   check_workdir(workdir, config)
   with records.claim(workdir):
     return _run(config, workdir, splits, quiet, start)
@@ -92,8 +94,8 @@ def run(config: ConfigDict, workdir: str | Path, splits: Splits | None = None, q
 def _run(config, workdir, splits, quiet, start):
   experiment = FewShot(config, splits)
   records.write_json(workdir / "config.json", config.to_dict())
-  writer = records.MetricsWriter(workdir)
-  progress = records.Progress(config.steps, quiet, "step", experiment.clock)
+  writer = Writers(workdir, config)
+  progress = Progress(config.steps, quiet, "step", experiment.clock, f"{config.name}: {config.learner}, seed {config.seed}")
 
   def evaluated(state, loss):
     before, after = experiment.evaluate(state, "validation", config.validation_episodes)
@@ -105,7 +107,9 @@ def _run(config, workdir, splits, quiet, start):
       "sparsity": experiment.sparsity(state),
     }
     writer.write(row)
-    progress.show(loss=loss, accuracy=row["accuracy"], sparsity=row["sparsity"] if config.prune.sparsity else None)
+    progress.show(
+      loss=loss, accuracy_before=row["accuracy_before"], accuracy=row["accuracy"], sparsity=row["sparsity"] if config.prune.sparsity else None
+    )
 
   try:
     state = experiment.train(experiment.init(), config.steps, evaluated, progress.advance)
@@ -113,6 +117,7 @@ def _run(config, workdir, splits, quiet, start):
     raise DivergedError(f"{error} What was computed until then is in {workdir}.") from None
   finally:
     progress.close()
+    writer.close()
   before, after = experiment.evaluate(state, "test", config.test_episodes)
   seconds = experiment.clock.seconds | {"total": time.perf_counter() - start}
   settings = config.to_dict() | {

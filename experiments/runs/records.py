@@ -15,19 +15,16 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from experiments.config import ConfigError
 from experiments.config.fields import FREE, check_same
 from experiments.runs.measures import spread
-from experiments.runs.programs import Clock
 from metagater_jax.core.trees import Model, named_leaves
 
 __all__ = [
   "DivergedError",
   "MetricsWriter",
   "NotSavedError",
-  "Progress",
   "check_workdir",
   "claim",
   "load_model",
@@ -117,47 +114,6 @@ class MetricsWriter:
       if new:
         writer.writeheader()
       writer.writerow(row)
-
-
-class Progress:
-  """Rounds (or steps), loss, accuracy, sparsity, rate and time left, on standard error.
-
-  One line that is rewritten on a terminal; elsewhere (a log file) a line per evaluation. The seconds that the clock has for
-  compilation count for neither rate nor time left: a run of a few seconds would seem to last as long as its compilation.
-  """
-
-  def __init__(self, total: int, quiet: bool, unit: str, clock: Clock):
-    self._shown, self._lines = {}, not quiet and not sys.stderr.isatty()
-    self._clock, self._compiled = clock, clock.seconds["compile"]
-    self._bar = tqdm(
-      total=total,
-      disable=quiet,
-      unit=f" {unit}s",
-      mininterval=0.2,
-      dynamic_ncols=True,
-      file=open(os.devnull, "w") if self._lines else sys.stderr,
-      bar_format=unit + " {n_fmt}/{total_fmt}{postfix} | {rate_noinv_fmt} | {remaining} left",
-    )
-
-  def show(self, **values: float | None) -> None:
-    """Values to be shown from now on; None leaves one out."""
-    self._shown |= {name: f"{value:.3f}" for name, value in values.items() if value is not None}
-    self._bar.set_postfix(self._shown, refresh=False)
-
-  def advance(self, count: int, evaluated: bool) -> None:
-    """So many more are done; with an evaluation a log file gets its line."""
-    compiled = self._clock.seconds["compile"]
-    if not self._bar.disable:  # a disabled bar keeps no times
-      self._bar.start_t += compiled - self._compiled
-      self._bar.last_print_t += compiled - self._compiled
-    self._compiled = compiled
-    self._bar.update(count)
-    if self._lines and evaluated:
-      print(self._bar, file=sys.stderr, flush=True)
-
-  def close(self) -> None:
-    """Ends the line."""
-    self._bar.close()
 
 
 def save_parameters(path: Path, params: Any, **scalars: Any) -> None:
