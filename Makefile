@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test slow-test lint clean
+.PHONY: quickstart test slow-test lint docs clean
 
 .venv/ready: requirements.txt requirements-core.txt requirements-experiments.txt requirements-deploy.txt requirements-test.txt setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version}")'
@@ -30,6 +30,14 @@ slow-test: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The site, in docs/_build/html; its notebooks are run while it is built.
+docs: .venv/docs-ready
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+.venv/docs-ready: .venv/ready requirements-docs.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch $@
 
 clean:
 	rm -rf .venv .venv-fedjax build *.egg-info .pytest_cache

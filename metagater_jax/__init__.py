@@ -26,6 +26,8 @@ from metagater_jax.optim import accelerated_proximal, accelerated_proximal_eval_
 from metagater_jax.personalize import evaluate_targets, evaluate_task, fine_tune, metasnip, two_stage
 from metagater_jax.pruning import gradual_pruning, make_mask
 
+__version__ = "0.1.0"
+
 __all__ = [
   "MLP",
   "ChannelGate",

@@ -66,14 +66,15 @@ def conv_as_matmul(
 ):
   """`lax.conv_general_dilated` for two spatial dimensions, channels last, as patches times a matrix.
 
-  Same arguments and result, so that it can be given to any flax convolution: `nn.Conv(…,
-  conv_general_dilated=conv_as_matmul)`. Grouped or input-dilated convolutions, and other layouts, go to lax.
+  Same arguments and result, so that it can be given to any flax convolution:
+  `nn.Conv(…, conv_general_dilated=conv_as_matmul)`. Grouped or input-dilated convolutions, and other layouts, go to lax.
 
   Args:
     inputs: (batch, height, width, C_in).
     kernel: (kernel height, kernel width, C_in, C_out).
-    window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, batch_group_count, precision,
-      preferred_element_type: as lax takes them.
+    window_strides, padding, lhs_dilation, rhs_dilation: as lax takes them.
+    dimension_numbers, feature_group_count, batch_group_count: as lax takes them.
+    precision, preferred_element_type: as lax takes them.
 
   Returns:
     (batch, height', width', C_out).

@@ -1,0 +1,87 @@
+"""The documentation's site: `make docs` builds it to docs/_build/html. Notebooks are run while it is built, so their figures are today's."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from metagater_jax import __version__
+
+project = "metagater_jax"
+author = copyright = "The metagater_jax authors"
+release = version = __version__
+
+extensions = [
+  "myst_nb",
+  "sphinx.ext.autodoc",
+  "sphinx.ext.napoleon",
+  "sphinx.ext.viewcode",
+  "sphinx.ext.mathjax",
+  "sphinx_copybutton",
+  "sphinx_design",
+]
+exclude_patterns = ["_build"]
+html_theme = "sphinx_book_theme"
+html_title = "metagater_jax"
+html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
+
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "html_image"]
+myst_heading_anchors = 4
+
+# "off" for a quick look at the pages alone: METAGATER_NOTEBOOKS=off make docs
+nb_execution_mode = os.environ.get("METAGATER_NOTEBOOKS", "force")
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+nb_mime_priority_overrides = [("html", "text/plain", 0)]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+suppress_warnings = ["myst.header"]
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+# Notebooks stand beside docs/, where people look for them; Sphinx reads below docs/ only.
+_HERE = Path(__file__).parent
+shutil.copytree(_HERE.parent / "notebooks", _HERE / "notebooks", dirs_exist_ok=True)
+
+
+def _as_rst(app, what, name, obj, options, lines):
+  """Docstrings are plain text with `code` and mathematics, in which * and | mean themselves; what is indented after an empty line is a formula or code."""
+  found, field, formula, example = [], False, False, False
+  for line in lines:
+    bare, indented = line.strip(), line.startswith("    ")
+    if bare.startswith(">>>"):
+      example = True
+    if not bare:
+      example = False
+      found.append("")
+      continue
+    if not indented:
+      field, formula = bare.startswith(":"), False
+    elif not field and not formula and not example and found and not found[-1]:
+      formula = True
+      found += ["::", ""]
+    if formula or example or bare.startswith(".. "):
+      found.append(line)
+      continue
+    start, text = re.match(r"(\s*:(?:param|raises|returns|ivar|type)[^:]*:|)(.*)", line).groups()
+    parts = re.split(r"(`+[^`]+`+)", text)
+    parts = [re.sub(r"^`\s*([^`]+?)\s*`$", r"``\1``\\ ", part) if k % 2 else re.sub(r"([*|\\])", r"\\\1", part) for k, part in enumerate(parts)]
+    found.append(start.replace("*", r"\*") + re.sub(r"`\\ (?=[\s.,;:)]|$)", "`", "".join(parts)))
+  lines[:] = found
+
+
+def _within(app, name, source):
+  """Pages link to files beside docs/, which are no pages of the site: there they are names."""
+  depth = name.count("/")
+  up = "../" * (depth + 1)
+  source[0] = source[0].replace(f"]({up}README.md)", f"]({'../' * depth}start.md)")
+  source[0] = re.sub(rf"(?<!!)\[([^]]+)\]\({re.escape(up)}(?!\.\./)([^)]+)\)", r"\1 (`\2`)", source[0])
+
+
+def setup(app):
+  app.connect("autodoc-process-docstring", _as_rst, priority=900)  # after napoleon
+  app.connect("source-read", _within)
