@@ -49,7 +49,8 @@ shutil.copytree(_HERE.parent / "notebooks", _HERE / "notebooks", dirs_exist_ok=T
 
 
 def _as_rst(app, what, name, obj, options, lines):
-  """Docstrings are plain text with `code` and mathematics, in which * and | mean themselves; what is indented after an empty line is a formula or code."""
+  """Docstrings are plain text with `code` and mathematics, in which * and | mean themselves; what is indented after an empty line is a formula or
+  code."""
   found, field, formula, example = [], False, False, False
   for line in lines:
     bare, indented = line.strip(), line.startswith("    ")
