@@ -26,10 +26,11 @@ test: .venv/ready
 slow-test: .venv/ready
 	$(BIN)/python -m pytest -m slow
 
-# Style; the same rules as pre-commit's.
+# Style, by pre-commit's rules, and the library's types.
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # The site, in docs/_build/html; its notebooks are run while it is built.
 docs: .venv/docs-ready

@@ -80,7 +80,7 @@ def map_tasks(function: Callable[[Any], Any], tasks: Any, how: str | int = "auto
     return jax.vmap(function)(tasks)
   if how == "map":
     return jax.lax.map(function, tasks)
-  return jax.lax.map(function, tasks, batch_size=how)
+  return jax.lax.map(function, tasks, batch_size=int(how))
 
 
 def sum_over_tasks(function: Callable[[Any], Any], tasks: Any, share: jax.Array, how: str | int = "auto") -> Any:
@@ -100,7 +100,7 @@ def sum_over_tasks(function: Callable[[Any], Any], tasks: Any, share: jax.Array,
   """
   how = resolve_task_axis(how)
   count = share.shape[0]
-  together = min({"vmap": count, "map": 1}.get(how, how), count)
+  together = min(count if how == "vmap" else 1 if how == "map" else int(how), count)
 
   def like(mean, x):  # a mean of float16 is float16, whatever the shares are; one of integers is no integer
     return mean.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else mean

@@ -310,7 +310,8 @@ def split_samples(labels: np.ndarray, fraction: float, seed: int = 0) -> tuple[n
   _check_split(fraction, "samples")
   _, pools = _shuffled_by_class(np.random.default_rng([seed, 4]), labels)
   cuts = [round(fraction * len(pool)) for pool in pools]
-  return tuple(np.sort(np.concatenate(part)) for part in zip(*((pool[cut:], pool[:cut]) for pool, cut in zip(pools, cuts))))
+  parts = zip(*((pool[cut:], pool[:cut]) for pool, cut in zip(pools, cuts)))
+  return tuple(np.sort(np.concatenate(part)) for part in parts)  # type: ignore[return-value]
 
 
 def split_groups(groups: np.ndarray, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

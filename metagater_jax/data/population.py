@@ -76,8 +76,8 @@ class Minibatches(NamedTuple):
   def batch(self, i: jax.Array | int, pool: Pool) -> Batch:
     """The client's i-th minibatch."""
     if self.rows is None:
-      return Batch(to_float(self.images[i], pool.scale), self.labels[i], self.weight[i])
-    return Batch(to_float(pool.images[self.rows[i]], pool.scale), pool.labels[self.rows[i]], self.weight[i])
+      return Batch(to_float(self.images[i], pool.scale), self.labels[i], self.weight[i])  # type: ignore[index]
+    return Batch(to_float(pool.images[self.rows[i]], pool.scale), pool.labels[self.rows[i]], self.weight[i])  # type: ignore[index]
 
   def merged(self, share: jax.Array, pool: Pool) -> Batch:
     """The first minibatches of several clients (clients, …) as one, whose weighted mean is that of the clients' means.
@@ -105,8 +105,8 @@ class TaskData(NamedTuple):
 
   images: jax.Array
   labels: jax.Array
-  index: jax.Array
-  count: jax.Array
+  index: jax.Array  # type: ignore[assignment]  # a tuple has a method of this name
+  count: jax.Array  # type: ignore[assignment]
   scale: jax.Array
 
   def rows(self, positions: jax.Array) -> Batch:
@@ -233,7 +233,7 @@ def make_populations(
   padded = [
     [_pad([np.searchsorted(samples, part) for part in parts], length) for parts, length in zip((p.train, p.test), longest)] for p in partitions
   ]
-  return [Population(pool, pool_labels, *map(jnp.asarray, (*train, *test)), scale) for train, test in padded]
+  return [Population(pool, pool_labels, *map(jnp.asarray, (*train, *test)), scale) for train, test in padded]  # type: ignore[call-arg]
 
 
 def make_task(images: np.ndarray, labels: np.ndarray, scale: tuple[float, float] = _SCALE, *, classes: int | None = None) -> TaskData:

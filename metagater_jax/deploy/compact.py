@@ -284,7 +284,11 @@ def compact(
     if drop_gates or bool(((own["W2"] == 0).all(0) & (own["b2"] > 0))[used].all()):
       gone.append(gate)
   cutting = Cutting(network, image_shape, counts, tuple(gone))
-  found = Compact(cutting.network, cutting.take(params, index), {name: index[group] for name, group in cutting.groups.items()})
+  found = Compact(
+    cutting.network,
+    cutting.take(params, {group: jnp.asarray(own) for group, own in index.items()}),
+    {name: index[group] for name, group in cutting.groups.items()},
+  )
   _check(network, params, found, image_shape, tuple(gone))
   return found
 

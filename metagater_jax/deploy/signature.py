@@ -127,7 +127,7 @@ def device_loss(network: GatedNetwork) -> Loss:
     losses = -(jax.nn.one_hot(batch.labels, logits.shape[-1]) * jax.nn.log_softmax(logits)).sum(-1)
     return jnp.sum(losses * batch.weight) / jnp.maximum(batch.weight.sum(), 1)
 
-  loss.rowwise = network.rowwise
+  loss.rowwise = network.rowwise  # type: ignore[attr-defined]
   return loss
 
 

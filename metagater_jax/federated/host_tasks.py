@@ -127,7 +127,7 @@ class TaskStore:
       starts = [start + sum(blocks[:i]) for i in range(len(blocks))]
       ahead = thread.submit(prepare, starts[0], blocks[0]) if blocks else None
       for i in range(len(blocks)):
-        ready = ahead.result()
+        ready = ahead.result()  # type: ignore[union-attr]
         ahead = thread.submit(prepare, starts[i + 1], blocks[i + 1]) if i + 1 < len(blocks) else None
         yield ready
 
@@ -183,7 +183,7 @@ class TaskStore:
 
   def pool(self) -> Pool:
     """For `follow_plan`, whose minibatches come with their samples."""
-    return Pool(None, None, np.array(self.scale, np.float32))
+    return Pool(None, None, np.array(self.scale, np.float32))  # type: ignore[arg-type]
 
 
 def rounds_in_memory(limit: int, *, round_bytes: int, other_bytes: int = 0) -> int:

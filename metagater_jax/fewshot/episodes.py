@@ -29,8 +29,8 @@ class ClassPool(NamedTuple):
   """
 
   images: jax.Array
-  index: jax.Array
-  count: jax.Array
+  index: jax.Array  # type: ignore[assignment]  # a tuple has a method of this name
+  count: jax.Array  # type: ignore[assignment]
   scale: jax.Array
 
 

@@ -231,7 +231,7 @@ def classification_loss(network: GatedNetwork) -> Loss:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     return jnp.sum(losses * batch.weight) / jnp.maximum(batch.weight.sum(), 1)
 
-  loss.rowwise = getattr(network, "rowwise", False)
+  loss.rowwise = getattr(network, "rowwise", False)  # type: ignore[attr-defined]
   return loss
 
 

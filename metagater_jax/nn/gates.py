@@ -159,4 +159,4 @@ def sparsity(masks: Mapping[str, jax.Array]) -> jax.Array:
   if not masks:
     raise ValueError("sparsity: there are no masks; this network has no gated layer.")
   channels = sum(mask.shape[-1] for mask in masks.values())
-  return 1 - sum(mask.sum(-1) for mask in masks.values()) / channels
+  return 1 - sum(mask.sum(-1) for mask in masks.values()) / channels  # type: ignore[return-value]

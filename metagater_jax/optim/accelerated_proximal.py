@@ -27,7 +27,7 @@ GAMMA_SCHEDULES: dict[str, Callable] = {
 class AcceleratedProximalState(NamedTuple):
   """`count` (updates done so far, t − 1), and the sequences `x` and `ag` (the model to evaluate)."""
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # a tuple has a method of this name
   x: Any
   ag: Any
 

@@ -68,7 +68,7 @@ def descend(
     raise ValueError(f"the inner loop adapts none of the parameters; there are {', '.join(names)}.")
   if derivative == "hessian_free" and len(moving) < len(leaves):
     raise ValueError("derivative 'hessian_free' needs an inner loop that adapts all parameters; use 'exact' or 'first_order'.")
-  is_number = len(jax.tree.leaves(rates)) == 1 and jax.tree.structure(rates) != structure
+  is_number = len(jax.tree.leaves(rates)) == 1 and jax.tree.structure(rates) != structure  # type: ignore[operator]
   rates = [jnp.asarray(rates, leaf.dtype) for leaf in leaves] if is_number else jax.tree.leaves(rates)
   # What a step multiplies the gradient with: α, or 0 where the mask is.
   factors = [jnp.asarray(rates[i] if mask is None else rates[i] * jax.tree.leaves(mask)[i], leaves[i].dtype) for i in moving]

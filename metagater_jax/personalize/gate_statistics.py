@@ -64,7 +64,7 @@ def conditional(on_rate: Mapping[str, jax.Array], tolerance: float = 0.02) -> ja
     (…) floats in [0, 1].
   """
   varies = [(rate > tolerance) & (rate < 1 - tolerance) for rate in on_rate.values()]
-  return sum(v.sum(-1) for v in varies) / sum(v.shape[-1] for v in varies)
+  return sum(v.sum(-1) for v in varies) / sum(v.shape[-1] for v in varies)  # type: ignore[return-value]
 
 
 def explained_by_class(joint: jax.Array, classes: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -93,7 +93,8 @@ def make_mask(
   [0.0, 1.0]
   """
   by_leaf = isinstance(sparsity, Mapping)
-  check_sparsity(**({f"make_mask: sparsity of {name}": value for name, value in sparsity.items()} if by_leaf else {"make_mask: sparsity": sparsity}))
+  of_leaf: Mapping[str, Any] = sparsity if isinstance(sparsity, Mapping) else {}
+  check_sparsity(**({f"make_mask: sparsity of {name}": value for name, value in of_leaf.items()} if by_leaf else {"make_mask: sparsity": sparsity}))
   if callable(scope):
     return _decided(scope, score, sparsity)
   check_one_of("scope", scope, SCOPES)
@@ -102,10 +103,10 @@ def make_mask(
   candidates = {name: leaf.astype(precision_of(leaf)) for name, leaf in leaves.items() if prunable(name, leaf)}
   if not candidates:
     raise ValueError(f"make_mask: none of the leaves is prunable; there are {', '.join(leaves)}.")
-  if by_leaf and (scope != "layer" or set(sparsity) != set(candidates)):
+  if by_leaf and (scope != "layer" or set(of_leaf) != set(candidates)):
     raise ValueError(
       f"make_mask: a sparsity for each leaf needs scope 'layer' and the names of what is prunable, {', '.join(candidates)}; got scope "
-      f"'{scope}' and {', '.join(sparsity)}."
+      f"'{scope}' and {', '.join(of_leaf)}."
     )
   if granularity == "channel":
     candidates = {path: leaf.reshape(-1, leaf.shape[-1]).sum(0) for path, leaf in candidates.items()}
@@ -114,7 +115,7 @@ def make_mask(
   candidates = {path: _spare_best(leaf) for path, leaf in candidates.items()}  # no layer goes as a whole: nothing would pass it
   kept = {}
   for group in groups:
-    kept |= _keep_highest({path: candidates[path] for path in group}, sparsity[group[0]] if by_leaf else sparsity)
+    kept |= _keep_highest({path: candidates[path] for path in group}, of_leaf[group[0]] if by_leaf else sparsity)
   kept = {path: (mask * spoilt).astype(leaves[path].dtype) for path, mask in kept.items()}
   masks = _of_weights(kept, leaves) if granularity == "weight" else _of_channels(kept, leaves)
   return jax.tree.unflatten(structure, masks)
@@ -249,7 +250,7 @@ def mask_sparsity(mask: Params, prunable: Callable[[str, jax.Array], bool] = is_
   leaves = [leaf for name, leaf in named_leaves(mask).items() if prunable(name, leaf)]
   if granularity == "channel":
     leaves = [leaf.reshape(-1, leaf.shape[-1]).max(0) for leaf in leaves]
-  return 1 - sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves)
+  return 1 - sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves)  # type: ignore[return-value]
 
 
 def effective_mask(function: Callable[[Params, jax.Array], jax.Array], mask: Params, inputs: jax.Array) -> Params:

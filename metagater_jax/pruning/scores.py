@@ -69,7 +69,8 @@ class Score:
       return self.finish(params, None, key)
     count = jax.tree.leaves(tasks)[0].shape[0]
     keys = None if key is None else jax.random.split(key, count)
-    mean = sum_over_tasks(lambda own: self.contribution(params, *own, mask), (tasks, keys), jnp.full(count, 1 / count), task_axis)
+    contribution: Callable[..., Params] = self.contribution
+    mean = sum_over_tasks(lambda own: contribution(params, *own, mask), (tasks, keys), jnp.full(count, 1 / count), task_axis)
     return self.finish(params, mean if axis_name is None else jax.lax.pmean(mean, axis_name), key)
 
   def on_task(self, params: Params, task: Any, key: jax.Array | None = None, mask: Params | None = None) -> Params:

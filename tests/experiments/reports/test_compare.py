@@ -73,7 +73,8 @@ def test_a_browser_shows_it_whole(made, tmp_path, width):
       wide: document.documentElement.scrollWidth - window.innerWidth, figures: boxes.length,
       small: boxes.filter(b => b.width < 300 || b.height < 60).length,
       empty: [...document.querySelectorAll("figure svg")].filter(s => s.querySelectorAll("path, use, image").length < 5).length,
-      cut: [...document.querySelectorAll("h1, h2, p, figcaption, .card b, .card span")].filter(e => e.scrollWidth > e.clientWidth + 1).length})})</script>"""
+      cut: [...document.querySelectorAll("h1, h2, p, figcaption, .card b, .card span")].filter(
+        e => e.scrollWidth > e.clientWidth + 1).length})})</script>"""
   probe.write_text(made.read_text().replace("</body>", f"{script}</body>"))
   done = subprocess.run(
     [
