@@ -33,7 +33,6 @@ nb_execution_mode = os.environ.get("METAGATER_NOTEBOOKS", "force")
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
-nb_mime_priority_overrides = [("html", "text/plain", 0)]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -83,6 +82,12 @@ def _within(app, name, source):
   source[0] = re.sub(rf"(?<!!)\[([^]]+)\]\({re.escape(up)}(?!\.\./)([^)]+)\)", r"\1 (`\2`)", source[0])
 
 
+def _without_fields(app, what, name, obj, skip, options):
+  """Fields of tuples are explained in the docstring's attributes; that each is the alias of a number says nothing."""
+  return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app):
   app.connect("autodoc-process-docstring", _as_rst, priority=900)  # after napoleon
+  app.connect("autodoc-skip-member", _without_fields)
   app.connect("source-read", _within)
