@@ -48,7 +48,7 @@ def test_a_run_writes_everything(pruned):
 
 
 def test_runs_are_told_apart_by_every_field_that_changes_their_numbers():
-  free = {"data_dir", "eval_every", "validation_episodes", "test_episodes", "mesh", "task_axis", "steps_per_dispatch", "chunk"}
+  free = {"data_dir", "eval_every", "validation_episodes", "test_episodes", "mesh", "task_axis", "steps_per_dispatch", "chunk", "log"}
   assert set(omniglot_maml.get_config()) == set(fewshot.SETTINGS) | free
 
 
