@@ -140,7 +140,7 @@ def files_table(entries: Sequence[Mapping[str, Any]]) -> str:
     fewer = paired_difference(*({entry["seed"]: 100 * entry["mean"]["accuracy"][name] for entry in own} for name in ("compact", "dense")))
     rows.append(
       [
-        f"{_what(own)} ({len(own)} seeds × {own[0]['tasks']} tasks)",
+        f"{_what(own)} ({len(own)} seed{'s' if len(own) > 1 else ''} × {own[0]['tasks']} tasks)",
         " / ".join(_over(own, lambda mean, name=name: mean["accuracy"][name], 100) for name in ("dense", "compact", "int8")),
         f"{fewer.mean:+.1f}" + ("" if fewer.low is None else f" ({fewer.low:+.1f} to {fewer.high:+.1f})"),
         _over(own, lambda mean: mean["macs"]["compact"] / mean["macs"]["dense"], digits=2),
