@@ -79,6 +79,7 @@ def _within(app, name, source):
   depth = name.count("/")
   up = "../" * (depth + 1)
   source[0] = source[0].replace(f"]({up}README.md)", f"]({'../' * depth}start.md)")
+  source[0] = source[0].replace(f"]({up}notebooks/", f"]({'../' * depth}notebooks/")
   source[0] = re.sub(rf"(?<!!)\[([^]]+)\]\({re.escape(up)}(?!\.\./)([^)]+)\)", r"\1 (`\2`)", source[0])
 
 
