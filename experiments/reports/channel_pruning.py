@@ -37,6 +37,8 @@ def summarized(found: Mapping[str, Any]) -> dict[str, Any]:
           "parameters": float(np.mean([level["parameters"] for level in levels])),
           "kept": levels[0]["kept"],
         }
+        first = np.concatenate([case["ways"]["base"][seed]["levels"][0]["accuracy"] for seed in seeds])
+        own["minus_before"] = interval(100 * (episodes(way, place) - first))
         if "none" in ways and way != "none":
           own["minus_none"] = interval(100 * (episodes(way, place) - episodes("none", place)))
           own["minus_none_by_seed"] = [
@@ -61,16 +63,21 @@ def summarized(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def accuracy_table(report: Mapping[str, Any]) -> str:
-  """Accuracy by way and level, with what of the work is left and the difference to training on."""
+  """Accuracy by way and level, its difference to before pruning and, in brackets, to training on as long, and what of the work is left."""
   rows = []
   for case in report["cases"].values():
+    trained = f"before pruning, {case['steps']:,} steps; then {case['level_steps']:,} steps at each level"
+    rows.append(
+      [case["title"], trained, ", ".join(map(str, case["seeds"])), f"{100 * np.mean(case['before']):.1f}", *[""] * (len(report["levels"]) - 1)]
+    )
     for way, levels in case["ways"].items():
       rows.append([case["title"], WAYS[way].label, ", ".join(map(str, case["seeds"])), *map(_cell, levels)])
   return table(["network and task", "filters", "seeds", *(f"{100 * level:.0f} % of the MACs asked to go" for level in report["levels"])], rows)
 
 
 def _cell(level):
-  text = f"{100 * level['accuracy']:.1f}"
+  before = level["minus_before"]
+  text = f"{100 * level['accuracy']:.1f}: {before['mean']:+.1f} ± {before['ci95']:.1f}"
   if "minus_none" not in level:
     return text
   difference, seeds = level["minus_none"], level["minus_none_by_seed"]

@@ -24,7 +24,7 @@ from experiments.runs.federated import load, make_tasks
 from experiments.runs.runtimes import READERS, RUNTIMES, interleaved, versions_of
 from metagater_jax.core.trees import named_leaves
 
-__all__ = ["FORMATS", "deploy_run"]
+__all__ = ["FORMATS", "WRITERS", "deploy_run"]
 
 FORMATS = ("tflite", "onnx", "stablehlo")
 _DEVICE = Path(__file__).resolve().parents[2] / "examples" / "device"
@@ -217,7 +217,7 @@ class _Run:
     batch = options["batches"][0]
     signature = mg.deploy.inference(network, params, self.shape, batch if form == "tflite" or not network.rowwise else None)
     expected = _logits(network, params, test[0][:_VERIFIED])
-    contents = {name: (form, _WRITERS[form](signature))}
+    contents = {name: (form, WRITERS[form](signature))}
     if form == "tflite":
       calibration = _batches(train[0][:_CALIBRATION], batch)
       contents[f"{name}_int8"] = form, mg.deploy.quantize_tflite(contents[name][1], {"images": calibration})
@@ -273,7 +273,7 @@ class _Run:
         contents = {}
         for name, (network, params) in networks.items():
           signature = mg.deploy.inference(network, params, self.shape, batch)
-          contents[name] = _WRITERS[form](signature)
+          contents[name] = WRITERS[form](signature)
           if form == "tflite" and name == "compact":
             contents["int8"] = mg.deploy.quantize_tflite(contents[name], {"images": _batches(train[0][:_CALIBRATION], batch)})
         rows = _batches(train[0], batch)[0]
@@ -358,7 +358,8 @@ class _Run:
     )
 
 
-_WRITERS = {
+# Bytes of an inference, by format.
+WRITERS = {
   "tflite": lambda signature: mg.deploy.to_tflite({"infer": signature}),
   "onnx": lambda signature: mg.deploy.to_onnx(signature),
   "stablehlo": lambda signature: mg.deploy.to_stablehlo(signature),

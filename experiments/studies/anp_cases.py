@@ -57,7 +57,7 @@ CASES = {
   "resnet12-5": Case("ResNet-12 (16-32-64-128), ANIL, 5-way 5-shot", _ANIL | _RESNET | {"shots": 5}, 3000, (50, 400)),
   "conv4-1-filters": Case(
     "Conv-4 (64), ANIL, 5-way 1-shot, whole filters",
-    _ANIL | _CONV4 | {"shots": 1, "prune": {"granularity": "channel"}},
+    _ANIL | _CONV4 | {"shots": 1, "prune": {"granularity": "channel", "channel_score": "sum"}},
     8000,
     (50,),
     trained="conv4-1",

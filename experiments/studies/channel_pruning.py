@@ -24,6 +24,7 @@ from experiments.config import ConfigError, registry
 from experiments.config.fewshot import check_config, make_network
 from experiments.config.fields import check_known
 from experiments.runs import placement
+from experiments.runs.deploy import WRITERS
 from experiments.runs.fewshot import FewShot, Splits, load_splits
 from experiments.runs.records import load_parameters, make_folder, save_parameters, write_json
 from experiments.runs.runtimes import RUNTIMES, interleaved
@@ -32,7 +33,7 @@ from experiments.studies.study import Part, carry_out, check_seeds, settings_of
 __all__ = ["CASES", "LEVELS", "WAYS", "reproduce"]
 
 # Fractions of the multiply-accumulates that are gone.
-LEVELS = (0.25, 0.5, 0.75)
+LEVELS = (0.5, 0.75)
 _ANIL = {"learner": "anil", "train_queries": 5, "shots": 1}
 
 
@@ -46,7 +47,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-  "conv4": Case("Conv-4 (64), ANIL, 5-way 1-shot", _ANIL | {"widths": (64, 64, 64, 64)}, 8000, 800),
+  "conv4": Case("Conv-4 (64), ANIL, 5-way 1-shot", _ANIL | {"widths": (64, 64, 64, 64)}, 8000, 400),
   "resnet12": Case("ResNet-12 (16-32-64-128), ANIL, 5-way 1-shot", _ANIL | {"model": "resnet12", "widths": (16, 32, 64, 128)}, 4000, 400),
 }
 
@@ -260,11 +261,10 @@ def _on_device(experiment, state, repeats: int = 100) -> dict[str, Any]:
   networks = {
     name: (dataclasses.replace(own, gated_layers=()), {"backbone": params["backbone"], "gate": {}}) for name, (own, params) in networks.items()
   }
-  write = {"tflite": lambda signature: mg.deploy.to_tflite({"infer": signature}), "onnx": mg.deploy.to_onnx}
   images = np.asarray(jax.random.normal(jax.random.key(0), (1, *shape)), np.float32)
   found: dict[str, Any] = {"latency_us": {}, "bytes": {}, "difference": {}}
   for form, runtime in RUNTIMES.items():
-    contents = {name: write[form](mg.deploy.inference(own, params, shape, 1)) for name, (own, params) in networks.items()}
+    contents = {name: WRITERS[form](mg.deploy.inference(own, params, shape, 1)) for name, (own, params) in networks.items()}
     expected = np.asarray(jax.jit(lambda params, own=networks["compact"][0]: own.apply(params, jnp.asarray(images))[0])(networks["compact"][1]))
     actual = runtime(contents["compact"]).logits(images, 1)
     found["difference"][runtime.label] = float(np.abs(actual - expected).max() / np.abs(expected).max())

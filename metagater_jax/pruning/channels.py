@@ -50,15 +50,15 @@ def channel_sensitivity(score: Score, groups: Groups, average: str = "absolute")
 
   def contribution(params, task, key, mask):
     leaves = named_leaves(score.contribution(params, task, key, mask))
-    totals = {group: sum(leaf.reshape(-1, leaf.shape[-1]).sum(0) for _, leaf in _own(leaves, modules)) for group, modules in groups.items()}
+    totals = {group: sum(leaf.reshape(-1, leaf.shape[-1]).sum(0) for _, leaf in own) for group, own in _by_group(leaves, groups).items()}
     return totals if average == "signed" else jax.tree.map(jnp.abs, totals)
 
   def finish(params, mean, key):
     del key
     leaves, found = named_leaves(params), {}
-    for group, modules in groups.items():
-      for name, leaf in _own(leaves, modules):
-        found[name] = jnp.broadcast_to(jnp.abs(mean[group]) * leaf.shape[-1] / (leaf.size * len(modules)), leaf.shape)
+    for group, own in _by_group(leaves, groups).items():
+      for name, leaf in own:
+        found[name] = jnp.broadcast_to(jnp.abs(mean[group]) * leaf.shape[-1] / (leaf.size * len(groups[group])), leaf.shape)
     return like(jax.tree.unflatten(jax.tree.structure(params), [found.get(name, jnp.zeros_like(leaf)) for name, leaf in leaves.items()]), params)
 
   return Score(finish, contribution)
@@ -91,10 +91,8 @@ def by_macs(costs: ChannelCosts, *, multiple: int = 1, least: float = 0.0) -> Ca
 
   def mask_of(score, sparsity):
     leaves = named_leaves(score)
-    of = {
-      group: sum(leaf.reshape(-1, leaf.shape[-1]).sum(0) for _, leaf in _own(leaves, modules) if leaf.ndim > 1)
-      for group, modules in costs.groups.items()
-    }
+    makers = _by_group(leaves, costs.groups)
+    of = {group: sum(leaf.reshape(-1, leaf.shape[-1]).sum(0) for _, leaf in own if leaf.ndim > 1) for group, own in makers.items()}
     lowest_first = {group: jnp.concatenate([jnp.zeros(1), jnp.cumsum(jnp.sort(own))]) for group, own in of.items()}  # sums of the n lowest
 
     enough = (1 - sparsity) * total * (1 + 1e-6)
@@ -124,18 +122,22 @@ def by_macs(costs: ChannelCosts, *, multiple: int = 1, least: float = 0.0) -> Ca
     )
     kept = jax.lax.while_loop(lambda kept: (returnable(kept) >= 0).any(), lambda kept: move(kept, jnp.argmax(returnable(kept)), multiple), kept)
     found = {}
-    for group, modules in costs.groups.items():
+    for group, own in makers.items():
       stays = highest_first(of[group]) < kept[group]
-      for name, leaf in _own(leaves, modules):
+      for name, leaf in own:
         found[name] = jnp.broadcast_to(stays, leaf.shape).astype(leaf.dtype)
     return jax.tree.unflatten(jax.tree.structure(score), [found.get(name, jnp.ones_like(leaf)) for name, leaf in leaves.items()])
 
   return mask_of
 
 
-def _own(leaves: Mapping[str, jax.Array], modules: Sequence[str]) -> list[tuple[str, jax.Array]]:
-  """The leaves that make the channels of these modules: kernels, biases, normalization entries."""
-  own = [(name, leaf) for module in modules for name, leaf in leaves.items() if f"/{module}/" in f"/{name}" and jnp.ndim(leaf) > 0]
-  if not own:
-    raise ValueError(f"there are no parameters of {', '.join(modules)}; there are {', '.join(leaves)}.")
-  return own
+def _by_group(leaves: Mapping[str, jax.Array], groups: Groups) -> dict[str, list[tuple[str, jax.Array]]]:
+  """The leaves that make each group's channels: kernels, biases, normalization entries. Modules are named as in the network, which stands somewhere
+  in the parameters: where all of them have a kernel (a gate that is named like a layer has none)."""
+  modules = [module for group in groups.values() for module in group]
+  start = [name.removesuffix(f"{modules[0]}/kernel") for name in leaves if f"/{name}".endswith(f"/{modules[0]}/kernel")]
+  found = [prefix for prefix in start if all(f"{prefix}{module}/kernel" in leaves for module in modules)]
+  if len(found) != 1:
+    raise ValueError(f"the kernels of {', '.join(modules)} stand {len(found)} times in these parameters, not once: {', '.join(leaves)}.")
+  own = lambda module: [(name, leaf) for name, leaf in leaves.items() if name.rpartition("/")[0] == f"{found[0]}{module}" and jnp.ndim(leaf) > 0]
+  return {group: [leaf for module in names for leaf in own(module)] for group, names in groups.items()}

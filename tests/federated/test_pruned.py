@@ -148,3 +148,25 @@ def test_a_weight_that_is_zero_by_chance_is_not_pruned(linear_problem):
   ]
   assert (np.abs(both[0].params["w"]) > 0.01).all()
   np.testing.assert_allclose(both[1].params["w"], both[0].params["w"], rtol=1e-4, atol=1e-6)
+
+
+def test_whole_filters_of_a_gated_network_go_by_their_work(small_population):
+  """The gate of a layer has the layer's name and as many columns; what is pruned is the backbone's."""
+  network = mg.GatedNetwork(mg.ConvNet4(4, widths=(8, 8, 8)), ("conv3",))
+  loss = mg.classification_loss(network)
+  shape = small_population.train(0).rows(jnp.arange(1)).images.shape[1:]
+  costs = mg.nn.channel_costs(network.layers(shape))
+  score = mg.pruning.channel_sensitivity(mg.pruning.anp(mg.maml(loss, inner_lr=0.05).meta_loss, average="signed"), costs.groups)
+  algorithm = mg.federated.federated_pruning(
+    lambda loss: mg.metagater(loss, local_lr=0.05),
+    loss,
+    mg.pruning.sparsity_schedule("one_shot", 0.5, begin=1),
+    score,
+    scope=mg.pruning.by_macs(costs),
+  )
+  state = mg.federated_init(algorithm, network.init(jax.random.key(0), shape), jax.random.key(1))
+  state, _ = jax.jit(lambda state: mg.run_rounds(algorithm, state, small_population, jnp.arange(3), rounds=3, cohort=2, batch_size=4))(state)
+  mask = algorithm.deploy(state.server).mask
+  kept = {layer: int(mask["backbone"][layer]["bias"].sum()) for layer in costs.groups}
+  assert 0 < costs.macs(kept) <= 0.5 * costs.macs(costs.widths) and all(count > 0 for count in kept.values())
+  assert all((leaf == 1).all() for leaf in jax.tree.leaves(mask["gate"]))

@@ -120,12 +120,42 @@ def test_what_is_gone_stays_gone_while_the_work_shrinks(problem):
     mask, sparsity_before = new, sparsity
 
 
+@pytest.mark.parametrize(
+  "scores, work, sparsity, kept",
+  [
+    # A channel of b matters twice as much and costs four times as much: it goes. By scores alone three of a would go.
+    ((0.5, 1.0), (10, 40), 0.15, (4, 3)),
+    # Channels of a go first, being cheap to lose; one of b must, and then there is room for a's again.
+    ((0.01, 1.0), (1, 10), 0.2, (4, 3)),
+  ],
+)
+def test_what_goes_costs_least_for_the_work_it_saves(scores, work, sparsity, kept):
+  costs = mg.nn.ChannelCosts({"a": ("a",), "b": ("b",)}, {"a": 4, "b": 4}, tuple((4 * each, group, ()) for each, group in zip(work, "ab")))
+  score = {name: {"kernel": jnp.full((1, 4), own)} for name, own in zip("ab", scores)}
+  mask = mg.make_mask(score, sparsity, scope=by_macs(costs))
+  assert tuple(int(mask[name]["kernel"].sum()) for name in "ab") == kept
+
+
+def test_a_gate_or_a_block_that_is_named_alike_is_left_alone():
+  kernel = jnp.ones((3, 4))
+  score = {
+    "backbone": {"conv1": {"kernel": kernel}, "block": {"conv1": {"kernel": kernel}}},
+    "gate": {"conv1": {"W1": jnp.ones((3, 16)), "W2": jnp.ones((16, 4)), "b2": jnp.ones(4)}},
+  }
+  costs = mg.nn.ChannelCosts(
+    {"conv1": ("conv1",), "block/conv1": ("block/conv1",)}, {"conv1": 4, "block/conv1": 4}, ((100, "conv1", ()), (1, "block/conv1", ()))
+  )
+  mask = mg.make_mask(score, 0.4, scope=by_macs(costs))
+  assert float(mask["backbone"]["conv1"]["kernel"][0].sum()) == 2 and np.all(mask["backbone"]["block"]["conv1"]["kernel"])
+  assert all(np.all(leaf) for leaf in jax.tree.leaves(mask["gate"]))
+
+
 def test_bad_input(problem):
   network, params, batches, _, costs = problem
   loss = mg.classification_loss(network)
   with pytest.raises(ValueError, match="no contributions of tasks"):
     channel_sensitivity(mg.pruning.magnitude(), costs.groups)
-  with pytest.raises(ValueError, match="there are no parameters of conv9"):
+  with pytest.raises(ValueError, match="the kernels of conv9 stand 0 times"):
     channel_sensitivity(mg.pruning.snip(loss, average="signed"), {"a": ("conv9",)})(params, batches)
   with pytest.raises(ValueError, match="least is a fraction"):
     by_macs(costs, least=1.0)
