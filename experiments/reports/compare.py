@@ -120,7 +120,11 @@ def _curves(axis, runs):
     if not run.few_shot:
       spread = np.array([row["accuracy_std"] or 0 for row in run.rows], float)
       axis.fill_between(at, 100 * (after - spread), 100 * np.minimum(after + spread, 1), color=run.color, alpha=0.13, linewidth=0)
-  axis.set(xlabel="step" if all(run.few_shot for run in runs) else "communication round", ylabel="accuracy (%)", xlim=(0, None))
+  axis.set(
+    xlabel={(True,): "step", (False,): "communication round"}.get(tuple({run.few_shot for run in runs}), "communication round or step"),
+    ylabel="accuracy (%)",
+    xlim=(0, None),
+  )
   axis.grid(alpha=0.25)
   axis.legend(loc="lower right", fontsize=9)
 
@@ -177,9 +181,9 @@ def _costs(axes, runs):
     return next(own[name] for name in left if own.get(name) is not None)
 
   panels = (
-    ("multiply-accumulates per image", lambda run: of(run, "macs")),
+    ("MACs per image", lambda run: of(run, "macs")),
     ("parameters", lambda run: of(run, "parameters")),
-    ("seconds of the run, without compilation", lambda run: run.result["seconds"]["total"] - run.result["seconds"].get("compile", 0)),
+    ("seconds, not compiling", lambda run: run.result["seconds"]["total"] - run.result["seconds"].get("compile", 0)),
   )
   for k, (axis, (label, value)) in enumerate(zip(axes, panels)):
     values = [value(run) for run in runs]

@@ -73,6 +73,8 @@ def test_a_browser_shows_it_whole(made, tmp_path, width):
       wide: document.documentElement.scrollWidth - window.innerWidth, figures: boxes.length,
       small: boxes.filter(b => b.width < 300 || b.height < 60).length,
       empty: [...document.querySelectorAll("figure svg")].filter(s => s.querySelectorAll("path, use, image").length < 5).length,
+      outside: [...document.querySelectorAll("figure svg text")].filter(t => { const a = t.getBoundingClientRect(),
+        b = t.closest("svg").getBoundingClientRect(); return a.left < b.left - 1 || a.right > b.right + 1 || a.bottom > b.bottom + 1 }).length,
       cut: [...document.querySelectorAll("h1, h2, p, figcaption, .card b, .card span")].filter(
         e => e.scrollWidth > e.clientWidth + 1).length})})</script>"""
   probe.write_text(made.read_text().replace("</body>", f"{script}</body>"))
@@ -95,5 +97,5 @@ def test_a_browser_shows_it_whole(made, tmp_path, width):
   )
   assert "CONSOLE" not in done.stderr
   found = re.search(r'data-found="([^"]+)"', done.stdout)[1].replace("&quot;", '"')
-  assert '"figures":6' in found and '"small":0' in found and '"empty":0' in found and '"cut":0' in found
+  assert '"figures":6' in found and '"small":0' in found and '"empty":0' in found and '"outside":0' in found and '"cut":0' in found
   assert int(re.search(r'"wide":(-?\d+)', found)[1]) <= 0, found
