@@ -133,10 +133,11 @@ def by_macs(costs: ChannelCosts, *, multiple: int = 1, least: float = 0.0) -> Ca
 
 def _by_group(leaves: Mapping[str, jax.Array], groups: Groups) -> dict[str, list[tuple[str, jax.Array]]]:
   """The leaves that make each group's channels: kernels, biases, normalization entries. Modules are named as in the network, which stands somewhere
-  in the parameters: where all of them have a kernel (a gate that is named like a layer has none)."""
+  in the parameters: where all of them have a kernel (a gate that is named like a layer has none, and a learned rate of a kernel is a number)."""
+  kernels = [name for name, leaf in leaves.items() if name.endswith("/kernel") and jnp.ndim(leaf) > 1]
   modules = [module for group in groups.values() for module in group]
-  start = [name.removesuffix(f"{modules[0]}/kernel") for name in leaves if f"/{name}".endswith(f"/{modules[0]}/kernel")]
-  found = [prefix for prefix in start if all(f"{prefix}{module}/kernel" in leaves for module in modules)]
+  start = [name.removesuffix(f"{modules[0]}/kernel") for name in kernels if f"/{name}".endswith(f"/{modules[0]}/kernel")]
+  found = [prefix for prefix in start if all(f"{prefix}{module}/kernel" in kernels for module in modules)]
   if len(found) != 1:
     raise ValueError(f"the kernels of {', '.join(modules)} stand {len(found)} times in these parameters, not once: {', '.join(leaves)}.")
   own = lambda module: [(name, leaf) for name, leaf in leaves.items() if name.rpartition("/")[0] == f"{found[0]}{module}" and jnp.ndim(leaf) > 0]

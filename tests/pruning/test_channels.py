@@ -150,6 +150,16 @@ def test_a_gate_or_a_block_that_is_named_alike_is_left_alone():
   assert all(np.all(leaf) for leaf in jax.tree.leaves(mask["gate"]))
 
 
+def test_learned_rates_of_the_same_names_are_left_alone():
+  """Meta-SGD's meta-parameters hold a rate for each kernel, a number, under the kernel's name."""
+  weights = {"a": {"kernel": jnp.arange(8.0).reshape(2, 4)}, "b": {"kernel": jnp.ones((4, 4))}}
+  costs = mg.nn.ChannelCosts({"a": ("a",), "b": ("b",)}, {"a": 4, "b": 4}, ((4, "a", ()), (1, "b", ())))
+  alone = mg.make_mask(weights, 0.5, scope=by_macs(costs))
+  both = mg.make_mask({"inner_lr": jax.tree.map(lambda _: jnp.float32(0.1), weights), "weights": weights}, 0.5, scope=by_macs(costs))
+  jax.tree.map(np.testing.assert_array_equal, both["weights"], alone)
+  assert all(both["inner_lr"][name]["kernel"] == 1 for name in "ab")
+
+
 def test_bad_input(problem):
   network, params, batches, _, costs = problem
   loss = mg.classification_loss(network)
