@@ -24,7 +24,7 @@ test: .venv/ready
 
 # Runs on eight devices and on several processes.
 slow-test: .venv/ready
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto --maxprocesses=4 --dist loadscope --max-worker-restart=0
 
 # Style, by pre-commit's rules, and the library's types.
 lint: .venv/ready

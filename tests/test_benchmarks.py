@@ -102,6 +102,7 @@ def test_gathered_filters_give_what_masked_ones_give():
   np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_what_compact_files_are_compared_with():
   rows = list(devices.compact(1, True))
   assert [row["key"].split()[-1] for row in rows[:2]] == ["litert", "onnxruntime"] and len(rows) == 8

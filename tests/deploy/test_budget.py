@@ -20,7 +20,7 @@ def task():
   return network, network.init(jax.random.key(0), IMAGE), mg.data.Batch(images, jnp.arange(12) % 4, jnp.ones(12).at[10:].set(0))
 
 
-@pytest.mark.parametrize("steps, gate_steps", [(1, 1), (3, 2)])
+@pytest.mark.parametrize("steps, gate_steps", [pytest.param(1, 1, marks=pytest.mark.slow), (3, 2)])
 def test_it_is_two_stage_without_the_channels_that_are_off(task, steps, gate_steps):
   network, params, batch = task
   rates = {"gate_lr": 5.0, "lr": 0.1, "steps": steps, "gate_steps": gate_steps}

@@ -42,7 +42,7 @@ def same(small, network, params, x=None):
     (mg.nn.ConvNet7(5, widths=(4, 4, 6, 6, 8, 8)), ("conv1", "conv5", "conv6"), IMAGE),
     (mg.nn.SensorNet(6, widths=(4, 6, 8)), ("conv2", "conv3"), (32, 3)),
     (mg.MLP(5, widths=(7, 6)), ("hidden1", "hidden2"), IMAGE),
-    (mg.nn.ResNet12(5, widths=(4, 6, 6, 8)), ("block1/conv1", "block2/conv2", "block3"), IMAGE),
+    pytest.param(mg.nn.ResNet12(5, widths=(4, 6, 6, 8)), ("block1/conv1", "block2/conv2", "block3"), IMAGE, marks=pytest.mark.slow),
   ],
   ids=["conv4", "conv7", "sensor", "mlp", "resnet"],
 )
@@ -64,6 +64,7 @@ def test_constant_gates_are_cut_out_exactly(backbone, gated, shape):
   assert parameters == sum(leaf.size for leaf in jax.tree.leaves(small.params)) < mg.nn.dense_cost(layers)[1]
 
 
+@pytest.mark.slow
 def test_gates_that_look_at_their_input_stay():
   """Whole channels go; the others' gates, and what they read of a layer that lost channels, stay as they were."""
   network = mg.GatedNetwork(mg.ConvNet4(5, widths=(6, 8, 8)), ("conv1", "conv2", "conv3"), initial_log_odds=0.0)
@@ -110,7 +111,11 @@ def test_channels_that_are_never_on_over_calibration_data():
 
 @pytest.mark.parametrize(
   "backbone",
-  [mg.ConvNet4(5, widths=(6, 8, 8)), mg.nn.FewShotConvNet(5, widths=(6, 8, 8, 6)), mg.nn.ResNet12(5, widths=(4, 6, 6, 8))],
+  [
+    mg.ConvNet4(5, widths=(6, 8, 8)),
+    mg.nn.FewShotConvNet(5, widths=(6, 8, 8, 6)),
+    pytest.param(mg.nn.ResNet12(5, widths=(4, 6, 6, 8)), marks=pytest.mark.slow),
+  ],
   ids=["conv4", "fewshot", "resnet"],
 )
 def test_filters_that_a_mask_removes_are_cut_out(backbone):

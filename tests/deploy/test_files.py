@@ -51,7 +51,7 @@ def close(found, expected, tolerance=1e-5):
   np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "resnet" else name for name in NETWORKS])
 def test_every_format_gives_what_jax_gives(name):
   batch = 1 if NETWORKS[name][0].rowwise else 4  # one that normalizes over the batch needs a batch
   network, params, shape, images, logits = made(name, batch)

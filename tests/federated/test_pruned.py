@@ -60,7 +60,7 @@ def test_what_is_pruned_stays_pruned(trained, small_population, granularity):
     assert (kernel != model.params["backbone"]["conv2"]["kernel"]).any()
 
 
-@pytest.mark.parametrize("gone, average", [(None, "signed"), (1, "signed"), (None, "absolute")])
+@pytest.mark.parametrize("gone, average", [(None, "signed"), (1, "signed"), pytest.param(None, "absolute", marks=pytest.mark.slow)])
 def test_the_servers_score_is_that_of_all_clients_tasks(linear_problem, gone, average):
   """The mean of the clients' sensitivities against the ANP score by finite differences on the tasks' whole data; where a
   weight is pruned already, of the problem without its feature: it must not come back in the inner step."""
@@ -150,6 +150,7 @@ def test_a_weight_that_is_zero_by_chance_is_not_pruned(linear_problem):
   np.testing.assert_allclose(both[1].params["w"], both[0].params["w"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_whole_filters_of_a_gated_network_go_by_their_work(small_population):
   """The gate of a layer has the layer's name and as many columns; what is pruned is the backbone's."""
   network = mg.GatedNetwork(mg.ConvNet4(4, widths=(8, 8, 8)), ("conv3",))

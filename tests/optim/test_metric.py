@@ -50,7 +50,7 @@ def in_scaled_coordinates(tasks, w0, scale, *, rounds, steps, lr, prox_weight, b
   return ag * root
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_block_metric_is_algorithm_1_in_scaled_coordinates(steps):
   tasks = quadratics()
   w0 = np.random.default_rng(1).normal(size=11)

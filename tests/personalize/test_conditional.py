@@ -59,6 +59,7 @@ def styles():
   return network, algorithm.deploy(state.server), target
 
 
+@pytest.mark.slow
 def test_a_conditional_gate_solves_with_half_the_channels_what_no_static_choice_can(styles):
   network, model, (train, test) = styles
   adapt = lambda **options: mg.two_stage(

@@ -95,6 +95,7 @@ def test_costs_are_those_of_the_network_without_the_channels():
     assert costs.macs(costs.widths) == mg.nn.dense_cost(network.layers((16, 16, 3)))[0]
 
 
+@pytest.mark.slow
 def test_layers_whose_outputs_are_added_keep_the_same_channels():
   network = mg.GatedNetwork(mg.nn.ResNet12(3, widths=(8, 8, 16, 16)))
   costs = mg.nn.channel_costs(network.layers((16, 16, 3)))

@@ -98,6 +98,7 @@ def test_anp_is_the_sensitivity_of_the_meta_objective_to_the_mask(derivative, ma
       np.testing.assert_allclose(score[name].ravel(), expected, rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_by_layer_takes_a_gradient_per_layer(few_shot):
   """A kernel and its bias are one layer: as many gradients as layers, and the score is that of all at once."""
   make, params, pool = few_shot
@@ -127,6 +128,7 @@ def test_first_order_is_exact_without_inner_steps_of_any_length(few_shot):
   assert not np.allclose(kernel(scores[0.1, "exact"]), kernel(scores[0.1, "first_order"]), rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_score_with_a_mask_is_that_of_the_smaller_network(few_shot):
   """What is gone must not move in the inner loop of the next score: against a loss that cannot see it."""
   make, params, pool = few_shot
@@ -141,7 +143,7 @@ def test_a_score_with_a_mask_is_that_of_the_smaller_network(few_shot):
   assert not np.allclose(score["backbone"]["conv2"]["kernel"], unmasked["backbone"]["conv2"]["kernel"], rtol=0.05, atol=1e-4)
 
 
-@pytest.mark.parametrize("granularity", ["weight", "channel"])
+@pytest.mark.parametrize("granularity", [pytest.param("weight", marks=pytest.mark.slow), "channel"])
 def test_masks_hold_while_training_and_grow(few_shot, granularity):
   make, params, pool = few_shot
   learner = make(inner_lr=0.1, inner_steps=2)
@@ -220,6 +222,7 @@ def test_it_works_inside_a_chain_and_in_any_loop():
     optimizer.update(w, optimizer.init(w))
 
 
+@pytest.mark.slow
 def test_episodes_over_a_mesh_are_the_same_training(few_shot):
   make, params, pool = few_shot
   learner = make(inner_lr=0.1)

@@ -80,6 +80,7 @@ def _config_of(workdir):
   return config
 
 
+@pytest.mark.slow
 def test_channels_chosen_without_gates(tmp_path, gated):
   """Masks are cut out as gates are, of another personalizer on a finished run's meta-model."""
   dense = run(small(gated=False), tmp_path / "dense", quiet=True)

@@ -105,7 +105,7 @@ def on_the_device(tmp_path_factory):
   return folder, run(small_config(), folder, quiet=True)
 
 
-@pytest.mark.parametrize("fields", [{"memory_mb": 4}, {"mesh": "3", "microbatch": 5}])
+@pytest.mark.parametrize("fields", [{"memory_mb": 4}, pytest.param({"mesh": "3", "microbatch": 5}, marks=pytest.mark.slow)])
 def test_tasks_on_the_host_or_over_devices_are_the_same_run(fields, on_the_device, tmp_path):
   folder, expected = on_the_device
   result = run(small_config(**fields), tmp_path / "host", quiet=True)

@@ -13,6 +13,7 @@ from experiments.runs.records import DivergedError, load_model, load_parameters
 from metagater_jax.data.datasets import Dataset
 
 
+@pytest.mark.slow
 def test_pruning_in_the_rounds(tmp_path):
   config = digits.get_config()
   config.update(rounds=6, eval_every=3, widths=(4, 6, 8), algorithm="fedavg")
@@ -74,6 +75,7 @@ def test_divergence_is_reported_with_what_to_lower_and_metrics_kept(tmp_path):
   assert (tmp_path / "w" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_any_personalizer_follows_any_algorithm(tmp_path):
   """FedAvg, then MetaSNIP: trained once, and then from the model that is there, at the sparsity that a gate reached on each task."""
   config = digits.get_config()
@@ -99,6 +101,7 @@ def test_any_personalizer_follows_any_algorithm(tmp_path):
   assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_pruned_models_targets_adapt_in_two_stages(tmp_path):
   config = digits.get_config()
   config.update(rounds=4, eval_every=4, widths=(4, 6, 8))

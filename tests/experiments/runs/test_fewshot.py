@@ -72,7 +72,7 @@ _slow = partial(pytest.param, marks=pytest.mark.slow)
 @pytest.mark.parametrize(
   "fields",
   [
-    {"learner": "anil", "train_queries": 6},
+    _slow({"learner": "anil", "train_queries": 6}),
     {"learner": "reptile", "prune": {"score": "magnitude", "sparsity": 0.25, "scope": "layer", "granularity": "channel"}},
     _slow(
       {
@@ -119,6 +119,7 @@ def test_evaluation_is_compiled_once_for_all_masks(splits):
     Compiled(experiment.clock, "train", lambda x: x)(x=jnp.ones(2))
 
 
+@pytest.mark.slow
 def test_test_classes_are_never_seen_in_training(splits, tmp_path, monkeypatch):
   """Training gets the train pool and nothing else: with NaN in all other images it is the same training."""
   poisoned = {split: pool if split == "train" else pool._replace(images=pool.images * np.nan) for split, pool in splits.items()}

@@ -57,6 +57,7 @@ def test_a_notebook_has_one_line_that_is_rewritten(progress, monkeypatch):
   assert text.count("\n") == 1 and text.count("\r") >= 2
 
 
+@pytest.mark.slow
 def test_a_writer_of_one_s_own_gets_every_row_and_may_fail(tmp_path, monkeypatch, capsys):
   got = []
 

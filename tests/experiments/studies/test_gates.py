@@ -42,6 +42,7 @@ def result(workdir, name, seed):
   return json.loads((workdir / f"digits-{name}" / f"seed-{seed}" / "result.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_variant_is_run_and_none_twice(finished):
   workdir, content, lines = finished
   assert len(lines) == 3 + 5 and not any("failed" in line for line in lines)
@@ -53,6 +54,7 @@ def test_every_variant_is_run_and_none_twice(finished):
   assert "| Digits | 50 % |" in text and (workdir / "gates.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_variants_have_the_same_sparsity_of_the_same_meta_models(finished):
   workdir, content, _ = finished
   for seed in SEEDS:
@@ -70,6 +72,7 @@ def test_variants_have_the_same_sparsity_of_the_same_meta_models(finished):
     assert (chosen != random).any() and (random[0] != random[1]).any()
 
 
+@pytest.mark.slow
 def test_numbers_on_the_page_are_those_of_the_runs(finished):
   workdir, content, _ = finished
   runs = content["protocols"]["digits"]["runs"]
@@ -85,6 +88,7 @@ def test_numbers_on_the_page_are_those_of_the_runs(finished):
   assert "Looking at the input: (f) over (e)" in report.summary(content)
 
 
+@pytest.mark.slow
 def test_workdirs_are_merged_by_seed_unless_the_protocol_differs(finished, tmp_path):
   workdir, content, _ = finished
   readme.record_gates(workdir, tmp_path)

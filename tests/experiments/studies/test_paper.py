@@ -106,6 +106,7 @@ def test_another_configuration_in_the_workdir(finished, small_tables):
     tables.reproduce(workdir, tables=("1",), seeds=(1, 2), rounds=5)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_reported_and_the_others_still_run(small_tables, tmp_path, monkeypatch):
   real = tables.protocol_config
 

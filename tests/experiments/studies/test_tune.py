@@ -39,6 +39,7 @@ def small_config():
   return c
 
 
+@pytest.mark.slow
 def test_a_trial_is_a_training_at_these_settings_measured_on_validation_tasks(small_config):
   c = check_config(small_config)
   tuner = tune.Tuner(c, [7])
