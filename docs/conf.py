@@ -1,11 +1,17 @@
 """The documentation's site: `make docs` builds it to docs/_build/html. Notebooks are run while it is built, so their figures are today's."""
 
+import inspect
 import os
 import re
 import shutil
 from pathlib import Path
 
+from sphinx.util import logging
+
+import metagater_jax
 from metagater_jax import __version__
+
+_LOG = logging.getLogger(__name__)
 
 project = "metagater_jax"
 author = copyright = "The metagater_jax authors"
@@ -88,7 +94,23 @@ def _without_fields(app, what, name, obj, skip, options):
   return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
+def _complete(app, env):
+  """The reference has what is public, once, and nothing else. What is missing or should not be there is a warning, which ends `make docs`."""
+  shown = set(env.get_domain("py").objects)
+  wings = [getattr(metagater_jax, name) for name in metagater_jax.__all__ if inspect.ismodule(getattr(metagater_jax, name))]
+  places = lambda wing, name: [other for other in wings if name in other.__all__ and getattr(other, name) is getattr(wing, name)]
+  for wing in wings:
+    of_wing = {name.removeprefix(f"{wing.__name__}.") for name in shown if name.startswith(f"{wing.__name__}.")}
+    for name in sorted(set(wing.__all__) ^ {name for name in of_wing if "." not in name}):
+      if name in wing.__all__ and any(f"{other.__name__}.{name}" in shown for other in places(wing, name)):
+        continue
+      _LOG.warning(
+        "%s.%s is %s", wing.__name__, name, "public, but not in the reference" if name in wing.__all__ else "in the reference, but not public"
+      )
+
+
 def setup(app):
+  app.connect("env-check-consistency", _complete)
   app.connect("autodoc-process-docstring", _as_rst, priority=900)  # after napoleon
   app.connect("autodoc-skip-member", _without_fields)
   app.connect("source-read", _within)

@@ -1,5 +1,6 @@
 """What README and docs/ show runs as it stands."""
 
+import inspect
 import os
 import re
 import shutil
@@ -215,6 +216,16 @@ def test_the_top_has_what_most_users_need():
     assert module.__doc__ and all(hasattr(module, name) for name in module.__all__)
   everywhere = {name for wing in wings for name in getattr(mg, wing).__all__}
   assert set(mg.__all__) - set(wings) <= everywhere  # what is at the top is in a wing, too
+
+
+def test_every_wing_has_a_page_of_the_reference():
+  """`make docs` compares the names on these pages with the public ones."""
+  wings = {f"metagater_jax.{name}" for name in mg.__all__ if inspect.ismodule(getattr(mg, name))}
+  pages = {page: re.findall(r"automodule:: (\S+)\n((?:   :\S+:\n?)*)", page.read_text()) for page in (ROOT / "docs" / "api").glob("*.md")}
+  shown = {module for found in pages.values() for module, options in found if ":members:" in options}
+  assert shown == wings
+  contents = (ROOT / "docs" / "api" / "index.md").read_text().splitlines()
+  assert all(page.stem in contents for page, found in pages.items() if page.stem != "index")
 
 
 def test_a_network_for_a_device():
