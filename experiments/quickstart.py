@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from configs import digits
 from experiments.command import study_command
 from experiments.config import ConfigError, registry
 from experiments.config.fields import check_seed, with_fields
 from experiments.reports.figures import pyplot
+from experiments.reports.quickstart import seeds_table
 from experiments.runs.deploy import deploy_run
 from experiments.runs.federated import run_seeds
 from experiments.runs.measures import mask_difference
 from experiments.runs.placement import use_cores
 from experiments.runs.records import make_folder, write_json
+from experiments.studies.study import check_seeds, parse_seeds
 from metagater_jax.deploy.signature import needs
 
-__all__ = ["main", "quickstart"]
+__all__ = ["main", "over_seeds", "quickstart"]
 
 # Of both: tasks, network and rounds.
 _SHARED = {"tasks": 30, "target_tasks": 10, "rounds": 60, "eval_every": 60, "widths": (32, 64, 128)}
@@ -58,9 +61,8 @@ def quickstart(workdir: str | Path, *, seed: int = 0, log=print) -> dict[str, An
   folder = make_folder(Path(workdir) / f"seed-{seed}")
   found: dict[str, Any] = {"seed": seed, "methods": {}}
   runs = {}
-  for name, fields in METHODS.items():
-    config = with_fields(digits.get_config(), **_SHARED, **fields)
-    use_cores(config)
+  for name in METHODS:
+    config = _config(name)
     log(f"{name}: {config.rounds} rounds of {config.cohort} of {config.tasks - config.target_tasks} devices …")
     runs[name] = folder / name.lower()
     _clear(runs[name])
@@ -95,6 +97,42 @@ def quickstart(workdir: str | Path, *, seed: int = 0, log=print) -> dict[str, An
   write_json(folder / "quickstart.json", found)
   draw(folder / "quickstart.png", found)
   return found | {"figure": str(folder / "quickstart.png")}
+
+
+def over_seeds(workdir: str | Path, seeds: Sequence[int], *, log=print) -> dict[str, Any]:
+  """The quickstart's accuracies with several seeds, without files and costs: whether what one seed shows is so in general.
+
+  Args:
+    workdir: a folder for the runs; those of the same seeds that are there are made anew.
+    seeds: of tasks, networks and draws.
+    log: gets a line per method.
+
+  Returns:
+    `methods`: by name and seed `before` and `after`, means over the new devices; `sparsity` of MetaGater by seed.
+
+  Raises:
+    ConfigError: no seeds, or a workdir that cannot be written.
+  """
+  check_seeds(seeds)
+  folder, found = make_folder(Path(workdir)), {"methods": {}}
+  for name in METHODS:
+    runs = {seed: make_folder(folder / f"seed-{seed}") / name.lower() for seed in seeds}
+    for run in runs.values():
+      _clear(run)
+    log(f"{name}: {len(seeds)} seeds …")
+    results = run_seeds(_config(name), runs, None, True)
+    for result in results.values():
+      if isinstance(result, Exception):
+        raise result
+    mean = lambda part, results=results: {str(seed): result[part]["mean"] for seed, result in results.items()}
+    found["methods"][name] = {"before": mean("accuracy_before_adaptation"), "after": mean("accuracy")}
+  return found | {"sparsity": mean("sparsity")}
+
+
+def _config(name: str) -> ConfigDict:
+  config = with_fields(digits.get_config(), **_SHARED, **METHODS[name])
+  use_cores(config)
+  return config
 
 
 def _clear(run: Path):
@@ -179,10 +217,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
   """The command. Bad input ends it with one line on standard error and exit status 2."""
   parser = argparse.ArgumentParser(prog="python -m experiments.quickstart", description=__doc__.split("\n")[0], allow_abbrev=False)
   parser.add_argument("--seed", type=int, default=0, help="of tasks, networks and draws; default: 0")
+  parser.add_argument("--seeds", help="compare the accuracies over these seeds instead, and nothing else: 1-3 or 1,4-6")
   parser.add_argument("--workdir", default="runs/quickstart", help="where its records and the figure go")
+  parser.add_argument("--out", type=Path, help="with --seeds: a file for what was found, results/quickstart.json for the table in docs/")
   options = parser.parse_args(arguments)
 
   def body():
+    if options.out and not options.seeds:
+      raise ConfigError("--out is of what several seeds give; say which, as --seeds=0-9.")
+    if options.seeds:
+      several = over_seeds(options.workdir, parse_seeds(options.seeds), log=partial(print, flush=True))
+      if options.out:
+        make_folder(options.out.parent)
+        write_json(options.out, several)
+      print(seeds_table(several))
+      return
     if options.seed < 0:
       raise ConfigError(f"seed must be a whole number of at least 0, got {options.seed}.")
     found = quickstart(options.workdir, seed=options.seed, log=partial(print, flush=True))

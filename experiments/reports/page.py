@@ -1,13 +1,18 @@
 """A self-contained web page: text, tables and figures that follow the reader's light or dark scheme, on a laptop and on a phone."""
 
+import base64
 import html
 import io
+import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+import markdown
 
 from experiments.reports.figures import pyplot
 
-__all__ = ["cards", "figure", "page", "rows_table"]
+__all__ = ["cards", "figure", "from_markdown", "page", "rows_table"]
 
 # Lines and text of figures are drawn in this colour, which then becomes the page's own.
 _INK = "#010203"
@@ -27,7 +32,7 @@ p, figcaption { color: var(--soft); max-width: 46rem; margin: .4rem 0 }
 th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 th { color: var(--soft); font-weight: 600 }
 figure { margin: .8rem 0 } figure svg { width: 100%; height: auto; color: var(--ink) } figure.narrow svg { max-width: 760px }
-.wide { overflow-x: auto } .wide svg { min-width: 620px } img { max-width: 100% }
+.wide { overflow-x: auto } .wide svg { min-width: 620px } img { max-width: 100%; background: #ffffff; border-radius: 6px }
 """
 
 
@@ -45,6 +50,21 @@ def page(title: str, parts: Iterable[str]) -> str:
     + "\n".join(parts)
     + "\n</body></html>\n"
   )
+
+
+def from_markdown(text: str, folder: Path) -> str:
+  """The page of a Markdown text, its images inside.
+
+  Args:
+    text: its first line is the title, "# …".
+    folder: from which the text names its images (PNG).
+  """
+  title, _, body = text.strip().partition("\n")
+  body = markdown.markdown(body, extensions=["tables"])
+  whole = lambda match: f'<div class="scroll">{match[0].replace(" ± ", "&nbsp;±&nbsp;")}</div>'
+  body = re.sub(r"<table>.*?</table>", whole, body, flags=re.DOTALL)
+  inside = lambda match: f'src="data:image/png;base64,{base64.b64encode((folder / match[1]).read_bytes()).decode()}"'
+  return page(title.removeprefix("# "), [re.sub(r'src="([^":]+\.png)"', inside, body)])
 
 
 def cards(items: Sequence[tuple[str, str, str]]) -> str:

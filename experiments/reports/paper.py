@@ -4,14 +4,11 @@
 that structure, so that the same words follow from the same numbers.
 """
 
-import base64
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import markdown as to_html
 import numpy as np
 from scipy import stats
 
@@ -19,6 +16,7 @@ from experiments.config import registry
 from experiments.config.fields import TUNED
 from experiments.reports import figures
 from experiments.reports.markdown import table
+from experiments.reports.page import from_markdown
 from experiments.reports.statistics import holm, paired_difference
 from experiments.runs.measures import mask_difference
 from experiments.runs.records import read_metrics, read_result, write_json
@@ -44,7 +42,7 @@ def render(content: dict[str, Any], folder: Path) -> None:
   drawn = _draw(content, folder / "figures")
   page = text(content, drawn)
   (folder / "report.md").write_text(page, encoding="utf-8")
-  (folder / "report.html").write_text(_html(page, folder), encoding="utf-8")
+  (folder / "report.html").write_text(from_markdown(page, folder), encoding="utf-8")
 
 
 # --- from records to numbers
@@ -747,15 +745,3 @@ def _draw(content, folder):
     )
     drawn.append("channels")
   return drawn
-
-
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}
-table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #ccc;padding:.25em .6em;text-align:left}
-th{background:#f3f3f3}img{max-width:100%}"""
-
-
-def _html(text, folder):
-  body = to_html.markdown(text, extensions=["tables"])
-  inline = lambda match: f'src="data:image/png;base64,{base64.b64encode((folder / match[1]).read_bytes()).decode()}"'
-  body = re.sub(r'src="(figures/[^"]+)"', inline, body)
-  return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>MetaGater: tables</title><style>{_STYLE}</style>{body}</html>\n'

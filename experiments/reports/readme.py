@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config import ConfigError
-from experiments.reports import anp, benchmarks, channel_pruning, deploy, fewshot, gates, paper, pruned_rounds
+from experiments.reports import anp, benchmarks, channel_pruning, deploy, fewshot, gates, knobs, paper, pruned_rounds, quickstart
 from experiments.reports.markdown import table
 from experiments.reports.run import curves_by
 from experiments.runs.fewshot import SETTINGS
@@ -146,6 +146,9 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
   "deploy_adaptation": ("deploy.json", deploy.adaptation_table),
   "channel_pruning": ("channel_pruning/channel_pruning.json", channel_pruning.accuracy_table),
   "channel_pruning_device": ("channel_pruning/channel_pruning.json", channel_pruning.device_table),
+  "knobs": ("knobs/knobs.json", knobs.ranges_table),
+  "knob_values": ("knobs/knobs.json", knobs.values_table),
+  "quickstart": ("quickstart.json", quickstart.seeds_table),
   "pruned_rounds": ("pruned_rounds.json", pruned_rounds.markdown),
   "anp": ("anp/anp.json", anp.overview),
   "anp_differences": ("anp/anp.json", anp.differences),

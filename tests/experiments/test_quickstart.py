@@ -45,7 +45,27 @@ def test_without_what_makes_files_it_shows_the_rest(monkeypatch, tmp_path):
   assert outcome.status == 0 and "No files are made: litert_converter is missing" in outcome.out and "bytes" not in outcome.out
 
 
+@pytest.mark.slow
+def test_over_seeds_it_is_one_seed_each_time(monkeypatch, tmp_path):
+  monkeypatch.setattr(quickstart, "_SHARED", quickstart._SHARED | {"rounds": 4, "eval_every": 4, "widths": (8, 64, 128)})
+  monkeypatch.setattr(quickstart, "_PACKAGES", ("no_such_package",))
+  outcome = call(quickstart.main, f"--workdir={tmp_path / 'runs'}", "--seeds=3-4", f"--out={tmp_path / 'results' / 'quickstart.json'}")
+  assert outcome.status == 0, outcome.err
+  found = json.loads((tmp_path / "results" / "quickstart.json").read_text())
+  alone = quickstart.quickstart(tmp_path / "alone", seed=4, log=lambda line: None)
+  for name, own in alone["methods"].items():
+    assert [found["methods"][name][when]["4"] for when in ("before", "after")] == pytest.approx(
+      [np.mean(own["before"]), np.mean(own["after"])], abs=1e-6
+    )
+  gains = {seed: 100 * (found["methods"]["FedAvg"]["after"][seed] - found["methods"]["FedAvg"]["before"][seed]) for seed in "34"}
+  row = next(line for line in outcome.out.splitlines() if line.startswith("| FedAvg"))
+  worst = min(gains, key=gains.get)
+  assert f"| {sum(gain > 0 for gain in gains.values())} of 2 | {gains[worst]:+.1f} (seed {worst}) |" in row
+
+
 def test_bad_input(tmp_path):
+  outcome = call(quickstart.main, "--out=x.json")
+  assert outcome.status == 2 and "--seeds=0-9" in outcome.err
   outcome = call(quickstart.main, "--seed=-1")
   assert outcome.status == 2 and "seed must be" in outcome.err
   (tmp_path / "file").write_text("")

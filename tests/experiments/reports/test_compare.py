@@ -1,18 +1,22 @@
 """The page that compares runs: what it says, that it needs nothing else, and that a browser shows it whole."""
 
+import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from commands import call
 
 from configs import digits
 from experiments.report import main
+from experiments.reports import paper
 from experiments.reports.compare import comparison
 from experiments.reports.page import figure, page, rows_table
 from experiments.run import run
 
+ROOT = Path(__file__).resolve().parents[3]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -61,12 +65,8 @@ def test_words_of_a_run_are_no_markup():
   assert "<script>" not in page("<script>", [rows_table(["<script>"], [["<script>"]]), figure(lambda axes: axes[0].plot([0, 1]), "<script>")])
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
-@pytest.mark.parametrize("width", [390, 1200])
-def test_a_browser_shows_it_whole(made, tmp_path, width):
-  """No errors, no empty figure, and nothing wider than the screen but what scrolls by itself."""
-  probe = tmp_path / "probe.html"
+def seen(page, probe, width):
+  """What a browser finds on a page: how much wider than the screen it is, and numbers of figures and of texts that are cut off."""
   script = """<script>window.addEventListener("load", () => {
     const boxes = [...document.querySelectorAll("figure svg")].map(s => s.getBoundingClientRect());
     document.body.dataset.found = JSON.stringify({
@@ -77,7 +77,7 @@ def test_a_browser_shows_it_whole(made, tmp_path, width):
         b = t.closest("svg").getBoundingClientRect(); return a.left < b.left - 1 || a.right > b.right + 1 || a.bottom > b.bottom + 1 }).length,
       cut: [...document.querySelectorAll("h1, h2, p, figcaption, .card b, .card span")].filter(
         e => e.scrollWidth > e.clientWidth + 1).length})})</script>"""
-  probe.write_text(made.read_text().replace("</body>", f"{script}</body>"))
+  probe.write_text(page.read_text().replace("</body>", f"{script}</body>"))
   done = subprocess.run(
     [
       CHROMIUM,
@@ -96,6 +96,24 @@ def test_a_browser_shows_it_whole(made, tmp_path, width):
     check=True,
   )
   assert "CONSOLE" not in done.stderr
-  found = re.search(r'data-found="([^"]+)"', done.stdout)[1].replace("&quot;", '"')
-  assert '"figures":6' in found and '"small":0' in found and '"empty":0' in found and '"outside":0' in found and '"cut":0' in found
-  assert int(re.search(r'"wide":(-?\d+)', found)[1]) <= 0, found
+  return json.loads(re.search(r'data-found="([^"]+)"', done.stdout)[1].replace("&quot;", '"'))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_shows_it_whole(made, tmp_path, width):
+  """No errors, no empty figure, and nothing wider than the screen but what scrolls by itself."""
+  found = seen(made, tmp_path / "probe.html", width)
+  assert found.pop("wide") <= 0 and found == {"figures": 6, "small": 0, "empty": 0, "outside": 0, "cut": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_papers_tables_are_such_a_page(tmp_path, width):
+  paper.render(json.loads((ROOT / "results" / "tables" / "report.json").read_text()), tmp_path)
+  content = (tmp_path / "report.html").read_text()
+  assert 'src="figures' not in content and content.count("data:image/png;base64,") == len(list((tmp_path / "figures").iterdir()))
+  found = seen(tmp_path / "report.html", tmp_path / "probe.html", width)
+  assert found["wide"] <= 0 and found["cut"] == 0
