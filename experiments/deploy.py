@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--multiple", type=int, default=8, help="numbers of channels are rounded up to multiples of this; default: 8")
   parser.add_argument("--batches", type=numbers, default=[1, 32], help="images at a time: files are of the first, all are timed; default: 1,32")
   parser.add_argument("--repeats", type=int, default=200, help="of each measurement; default: 200")
-  parser.add_argument("--samples", type=int, default=64, help="that the file which adapts takes; default: 64")
+  parser.add_argument("--samples", type=int, default=64, help="that the file which adapts takes; default: 64; 0: no such file")
   parser.add_argument("--page", action="store_true", help="a web page for each task, in which it adapts (LiteRT.js; see docs/device.md)")
   parser.add_argument("--data_dir", help="where the data is, if not where the run found it")
   options = parser.parse_args(arguments)

@@ -7,10 +7,12 @@ filters. Both networks then adapt to the ten new devices. Settings of both were 
 
 import argparse
 from collections.abc import Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -91,7 +93,7 @@ def quickstart(workdir: str | Path, *, seed: int = 0, log=print) -> dict[str, An
     log(f"No files are made: {error}")
   else:
     log("One new device's network as a file …")
-    own = deploy_run(runs["MetaGater"], targets[:1], formats=("tflite",), batches=(1,), log=lambda line: None)["mean"]
+    own = deploy_run(runs["MetaGater"], targets[:1], formats=("tflite",), batches=(1,), samples=0, log=lambda line: None)["mean"]
     for name, which in (("FedAvg", "dense"), ("MetaGater", "compact")):
       found["methods"][name] |= {"bytes": own["bytes"][which], "microseconds": own["latency_us"]["litert"][which]}
   write_json(folder / "quickstart.json", found)
@@ -133,6 +135,17 @@ def _config(name: str) -> ConfigDict:
   config = with_fields(digits.get_config(), **_SHARED, **METHODS[name])
   use_cores(config)
   return config
+
+
+@contextmanager
+def _compiled_fast():
+  """What is compiled here runs for three seconds; compiling it well would take half a minute longer."""
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", True)
+  try:
+    yield
+  finally:
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _clear(run: Path):
@@ -234,7 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
       return
     if options.seed < 0:
       raise ConfigError(f"seed must be a whole number of at least 0, got {options.seed}.")
-    found = quickstart(options.workdir, seed=options.seed, log=partial(print, flush=True))
+    with _compiled_fast():
+      found = quickstart(options.workdir, seed=options.seed, log=partial(print, flush=True))
     print(f"\n{text(found)}\nfigure: {found['figure']}; the runs are beside it. Go on: python -m experiments.run --help, README.md")
 
   study_command("experiments.quickstart", body)

@@ -62,7 +62,7 @@ def deploy_run(
     multiple: numbers of channels are rounded up to multiples of this.
     batches: sizes that are timed; files are of the first.
     repeats: of each measurement.
-    samples: that the file which adapts takes.
+    samples: that the file which adapts takes; 0: there is none.
     page: whether each task gets a folder with a web page in which it adapts, with its samples.
     data_dir: where the data is, if not where the run found it.
     log: gets a line per task.
@@ -77,8 +77,10 @@ def deploy_run(
   records.read_result(workdir)
   for name in formats:
     check_known("format", name, FORMATS)
-  if min(repeats, samples, multiple, *batches, 1 if batches else 0) < 1:
-    raise ConfigError(f"repeats, samples, multiple and batches must be at least 1, got {repeats}, {samples}, {multiple} and {list(batches)}.")
+  if min(repeats, multiple, *batches, 1 if batches else 0) < 1:
+    raise ConfigError(f"repeats, multiple and batches must be at least 1, got {repeats}, {multiple} and {list(batches)}.")
+  if samples < (1 if page else 0):
+    raise ConfigError(f"samples of the file which adapts must be at least 1, or 0 for no such file and no page; got {samples}.")
   config, held = base_config(), records.read_config(workdir)
   if "learner" in held:
     raise ConfigError(
@@ -202,7 +204,7 @@ class _Run:
         self._file(own, task, folder, name, form, network, params, train, test, classes, options)
     own["bytes"] = next(iter(own["bytes_by_format"].values()), {})  # of the first format
     self._time(own, folder, networks, train, options)
-    if "tflite" in options["formats"]:
+    if "tflite" in options["formats"] and options["samples"]:
       own["adapt"] = self._adaptation(task, folder, train, test, options)
       if options.get("page") and "failed" not in own["adapt"]["dense"]:
         self._page(task, folder, train, test, classes, options)

@@ -109,7 +109,8 @@ def test_a_file_that_is_not_what_jax_computes_is_not_left(gated, tmp_path, monke
   [
     (["--task=99"], "task 99 is no target task of this run; they are"),
     (["--all", "--format=tflit"], "unknown format 'tflit'. Did you mean 'tflite'"),
-    (["--all", "--repeats=0"], "repeats, samples, multiple and batches must be at least 1"),
+    (["--all", "--repeats=0"], "repeats, multiple and batches must be at least 1"),
+    (["--all", "--samples=0", "--page"], "samples of the file which adapts must be at least 1, or 0"),
   ],
 )
 def test_bad_input(gated, arguments, message):
