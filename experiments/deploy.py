@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--repeats", type=int, default=200, help="of each measurement; default: 200")
   parser.add_argument("--samples", type=int, default=64, help="that the file which adapts takes; default: 64; 0: no such file")
   parser.add_argument("--page", action="store_true", help="a web page for each task, in which it adapts (LiteRT.js; see docs/device.md)")
+  parser.add_argument(
+    "--dense", help="a finished run of the same tasks without gates to compare with; default: the same meta-model with all channels"
+  )
   parser.add_argument("--data_dir", help="where the data is, if not where the run found it")
   options = parser.parse_args(arguments)
 
@@ -45,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       repeats=options.repeats,
       samples=options.samples,
       page=options.page,
+      dense=options.dense,
       data_dir=options.data_dir,
       log=partial(print, flush=True),
     )

@@ -96,7 +96,7 @@ def plot_deploy(path: Path, content: Mapping[str, Any]) -> None:
 
 
 # Fields by which recorded runs are told apart.
-_KEY = ("run", "trained_by", "personalizer", "keep", "adapt_steps", "seed")
+_KEY = ("run", "trained_by", "personalizer", "keep", "adapt_steps", "dense", "seed")
 
 
 def merge(held: Sequence[Mapping[str, Any]], content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -128,7 +128,8 @@ def _what(own):
   first = own[0]
   steps = "" if first.get("adapt_steps") in (None, 1) else f", {first['adapt_steps']} steps"
   by = "" if first["trained_by"].startswith("metagater") and "dropout" not in first["trained_by"] else f" of {first['trained_by']}"
-  return f"{first['run']}: {first['personalizer']}{by}, {first['keep'] or 'its own sparsity'}{steps}"
+  dense = f"; dense: {first['dense']}" if first.get("dense") else ""
+  return f"{first['run']}: {first['personalizer']}{by}, {first['keep'] or 'its own sparsity'}{steps}{dense}"
 
 
 def files_table(entries: Sequence[Mapping[str, Any]]) -> str:

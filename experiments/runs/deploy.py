@@ -20,7 +20,7 @@ import metagater_jax as mg
 from experiments.config import ConfigError, base_config, registry
 from experiments.config.fields import check_known
 from experiments.runs import records
-from experiments.runs.federated import load, make_tasks
+from experiments.runs.federated import check_same_tasks, load, make_tasks
 from experiments.runs.runtimes import READERS, RUNTIMES, interleaved, versions_of
 from metagater_jax.core.trees import named_leaves
 
@@ -46,12 +46,11 @@ def deploy_run(
   repeats: int = 200,
   samples: int = 64,
   page: bool = False,
+  dense: str | Path | None = None,
   data_dir: str | None = None,
   log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
   """Writes files and model cards to the folder `deploy` of a run, and `deploy.json` beside its other records.
-
-  "Dense" is the same meta-model fine-tuned at the same rate with all channels on, whose rate was not tuned for that.
 
   Args:
     workdir: of a finished run whose personalizer gives gates or a mask.
@@ -64,6 +63,8 @@ def deploy_run(
     repeats: of each measurement.
     samples: that the file which adapts takes; 0: there is none.
     page: whether each task gets a folder with a web page in which it adapts, with its samples.
+    dense: a finished run of the same tasks without gates, whose model, adapted as that run does, the compact networks are compared with: one
+      that was tuned for itself. None: the same meta-model fine-tuned at the same rate with all channels on, which was not tuned for that.
     data_dir: where the data is, if not where the run found it.
     log: gets a line per task.
 
@@ -71,7 +72,8 @@ def deploy_run(
     What deploy.json holds.
 
   Raises:
-    ConfigError: before long work: a run without gates or masks, an unknown task or format, a package that is missing.
+    ConfigError: before long work: a run without gates or masks, an unknown task or format, a package that is missing, a dense run of other tasks
+      or one that has gates or prunes.
   """
   workdir = Path(workdir)
   records.read_result(workdir)
@@ -106,7 +108,8 @@ def deploy_run(
         mg.deploy.signature.needs(package)
   except ImportError as error:
     raise ConfigError(str(error)) from error
-  run = _Run(workdir, config)
+  dense_config = None if dense is None else _dense_config(config, dense)
+  run = _Run(workdir, config, dense, dense_config)
   targets = [int(task) for task in run.tasks.target]
   for task in tasks or ():
     if task not in targets:
@@ -135,6 +138,7 @@ def deploy_run(
     "keep": config.keep,
     "adapt_steps": config.adapt_steps,
     "trained_by": f"{config.algorithm}{', gated' if config.gated else ''}",
+    "dense": dense_config and f"{dense_config.algorithm}, {dense_config.adapt_steps} step{'s' if dense_config.adapt_steps > 1 else ''}",
     "options": options,
     "versions": records.versions() | versions_of(formats),
     "tasks": found,
@@ -144,10 +148,24 @@ def deploy_run(
   return content
 
 
-class _Run:
-  """A run's data, model and personalizer."""
+def _dense_config(config, run):
+  """The config of the run that dense networks come from."""
+  records.read_result(run)
+  check_same_tasks(config, run, "dense")
+  own = base_config()
+  own.update(records.read_config(run))
+  own.personalizer = own.personalizer or registry.default_personalizer(own.algorithm, own.gated)
+  if own.gated or own.personalizer != "fine_tune" or own.prune.sparsity:
+    raise ConfigError(f"dense is {run}, whose networks are not dense: it must be a run without gates and pruning, of personalizer fine_tune.")
+  if (own.pixel_mean, own.pixel_std) != (config.pixel_mean, config.pixel_std):
+    raise ConfigError(f"dense is {run}, whose images are scaled in another way than here (pixel_mean, pixel_std).")
+  return own
 
-  def __init__(self, workdir, config):
+
+class _Run:
+  """A run's data, model and personalizer, and the model that is adapted densely."""
+
+  def __init__(self, workdir, config, dense=None, dense_config=None):
     self.config, self.name = config, config.name
     self.dataset = load(config)
     self.tasks = make_tasks(config, self.dataset)
@@ -157,15 +175,19 @@ class _Run:
     self.shape = tuple(self.dataset.images.shape[1:])
     self.network = registry.make_network(config, self.dataset.classes)
     self.model = jax.tree.map(jnp.asarray, records.load_model(workdir)[0])
-    self.plain = dataclasses.replace(self.network, gated_layers=())
     personalizer = registry.make_personalizer(config, self.network)
-    dense = mg.fine_tune(mg.classification_loss(self.plain), lr=config.adapt_lr, steps=config.adapt_steps, chunk=config.chunk)
     self.calibration = jax.jit(personalizer.calibrate)(self.model, self.population, jnp.asarray(self.tasks.calibration(config.calibration_tasks)))
-    without_gates = mg.Model({**self.model.params, "gate": {}}, None if self.model.mask is None else {**self.model.mask, "gate": {}})
+    if dense is None:
+      dense_config, self.plain = config, dataclasses.replace(self.network, gated_layers=())
+      dense_model = mg.Model({**self.model.params, "gate": {}}, None if self.model.mask is None else {**self.model.mask, "gate": {}})
+    else:
+      self.plain = registry.make_network(dense_config, self.dataset.classes)
+      dense_model = jax.tree.map(jnp.asarray, records.load_model(dense)[0])
+    fine_tune = mg.fine_tune(mg.classification_loss(self.plain), lr=dense_config.adapt_lr, steps=dense_config.adapt_steps, chunk=config.chunk)
     self._adapt = jax.jit(
       lambda task, calibration: (
         personalizer.adapt(self.model, self.population.train(task), calibration),
-        dense.adapt(without_gates, self.population.train(task)),
+        fine_tune.adapt(dense_model, self.population.train(task)),
       )
     )
     accuracy = lambda network: lambda model, task: mg.evaluate_task(network, model, self.population.test(task), chunk=config.chunk).accuracy

@@ -25,7 +25,7 @@ from metagater_jax.core.trees import named_leaves
 from metagater_jax.data.datasets import Dataset, load_dataset
 from metagater_jax.federated.host_tasks import TaskStore
 
-__all__ = ["Tasks", "load", "make_tasks", "run_seeds"]
+__all__ = ["Tasks", "check_same_tasks", "load", "make_tasks", "run_seeds"]
 
 
 def run_seeds(
@@ -198,13 +198,7 @@ class _Experiment:
       model = jax.tree.map(jnp.asarray, model)
     if config.sparsity_of is not None:
       reached = records.read_result(config.sparsity_of)["sparsity"]
-      other = base_config().to_dict() | records.read_config(config.sparsity_of)  # a field that is newer than the run had its default
-      own = json.loads(config.to_json_best_effort())
-      if differing := [field for field in _TASK_FIELDS if other.get(field) != own[field]]:
-        raise ConfigError(
-          f"sparsity_of is {config.sparsity_of}, a run of other tasks: {differing[0]} is {other.get(differing[0])} there and "
-          f"{own[differing[0]]} here."
-        )
+      check_same_tasks(config, config.sparsity_of, "sparsity_of")
       if reached is None:
         raise ConfigError(
           f"sparsity_of is {config.sparsity_of}, whose targets have no sparsity: it has neither gates nor a personalizer that prunes."
@@ -410,6 +404,14 @@ _TASK_FIELDS = (
 _GIVEN = mg.federated.FederatedAlgorithm(
   init=lambda model: model, broadcast=lambda model: model, client_update=None, server_update=None, deploy=lambda model: model
 )
+
+
+def check_same_tasks(config: ConfigDict, run: str | Path, option: str) -> None:
+  """Raises a ConfigError if the tasks of a finished run, which an option names, are not those of a config."""
+  other = base_config().to_dict() | records.read_config(run)  # a field that is newer than the run had its default
+  own = json.loads(config.to_json_best_effort())
+  if differing := [field for field in _TASK_FIELDS if other.get(field) != own[field]]:
+    raise ConfigError(f"{option} is {run}, a run of other tasks: {differing[0]} is {other.get(differing[0])} there and {own[differing[0]]} here.")
 
 
 def _title(config, members):

@@ -50,6 +50,22 @@ def test_deploy_json_has_what_a_reader_looks_for(gated):
   assert content["mean"]["macs"]["compact"] == sum(layers.values())
 
 
+@pytest.mark.slow
+def test_dense_networks_may_be_those_of_a_run_that_was_tuned_for_itself(gated, tmp_path):
+  workdir, before, _ = gated
+  plain = run(small(algorithm="fedavg", gated=False, adapt_steps=2, adapt_lr=0.02), tmp_path / "plain", quiet=True)
+  task = int(next(iter(before["tasks"])))
+  own = deploy_run(workdir, [task], formats=["tflite"], batches=[1], repeats=3, samples=0, dense=tmp_path / "plain", log=lambda line: None)
+  found = own["tasks"][str(task)]
+  assert own["dense"] == "fedavg, 2 steps" and "adapt" not in found
+  assert found["accuracy"]["dense"] == pytest.approx(plain["accuracy"]["per_task"][plain["target_tasks"].index(task)], abs=1e-6)
+  assert found["accuracy"]["compact"] == pytest.approx(before["tasks"][str(task)]["accuracy"]["compact"], abs=1e-6)
+  run(small(seed=1, algorithm="fedavg", gated=False), tmp_path / "others", quiet=True)
+  for dense, message in ((tmp_path / "others", "a run of other tasks: seed is 1 there and 0 here"), (workdir, "must be a run without gates")):
+    outcome = call(main, f"--workdir={workdir}", f"--task={task}", f"--dense={dense}")
+    assert outcome.status == 2 and message in outcome.err
+
+
 def test_a_card_travels_with_each_file(gated):
   workdir, content, _ = gated
   task, own = next(iter(content["tasks"].items()))
