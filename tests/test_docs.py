@@ -22,7 +22,8 @@ from experiments.config import registry
 from experiments.run import main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_BUILT = {"_build", "notebooks"}  # what `make docs` leaves below docs/
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if not _BUILT & set(page.relative_to(ROOT / "docs").parts))]
 
 
 def block(page, start, language="python"):
@@ -64,6 +65,30 @@ def test_algorithms_and_personalizers(vectors):
   }
   exec(block("docs/building-blocks.md", "algorithm = "), names)
   assert abs(float(mg.pruning.mask_sparsity(names["adapted"].mask)) - 0.5) < 0.02
+
+
+def test_many_devices_and_data_on_the_host_give_the_same_rounds(vectors):
+  """The two ways of docs/many-devices.md, from the same start and key."""
+  network = mg.GatedNetwork(mg.MLP(classes=3, widths=(8,)))
+  loss = mg.classification_loss(network)
+  images, labels = np.asarray(vectors.images), np.asarray(vectors.labels)
+  indices = lambda index, count: tuple(np.asarray(row)[:n] for row, n in zip(index, np.asarray(count)))
+  names = {
+    "mg": mg,
+    "jax": jax,
+    "partial": partial,
+    "population": vectors,
+    "tasks": jnp.arange(len(vectors.train_count)),
+    "algorithm": mg.metagater(loss, local_lr=0.1),
+    "params": network.init(jax.random.key(0), (4,)),
+    "images": images,
+    "labels": labels,
+    "partition": mg.data.Partition(indices(vectors.train_index, vectors.train_count), indices(vectors.test_index, vectors.test_count)),
+  }
+  exec(block("docs/many-devices.md", "mesh = "), names)
+  meshed = names["state"].server
+  exec(block("docs/many-devices.md", "store = "), names)
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6), jax.device_get(names["server"]), jax.device_get(meshed))
 
 
 def test_scores_and_masks(vectors):
