@@ -147,7 +147,7 @@ ALGORITHMS: dict[str, AlgorithmRow] = {
     {"local_lr": 0.1, "adapt_lr": 0.05, "inner_lr": lambda c: c.adapt_lr},
     _RATE | {"inner_lr": (0.005, 0.2)},
   ),
-  # With one local step only the product of rate, λ and β matters, and λβ/rate is what is searched.
+  # With one local step the gradients' part of a round is the product of rate, λ and β (β alone scales the penalty's prox), so λ is not searched.
   "metagater": AlgorithmRow(
     lambda c, loss: mg.metagater(
       loss,

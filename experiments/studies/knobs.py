@@ -47,7 +47,7 @@ class Knob(NamedTuple):
 KNOBS = {
   "local_lr": Knob("local_lr", "local rate η"),
   "beta": Knob("beta", "server's step β"),
-  # With one local step only the product of η, λ and β counts (docs/method.md); so λ is changed with five, of a fifth of the rate.
+  # With one local step λ is the same knob as η: only their product counts. So it is changed with five steps, of a fifth of the rate.
   "prox_weight": Knob("prox_weight", "proximal weight λ, five local steps", scale={"local_lr": 0.2}, fields={"local_steps": 5}),
   "penalty_weight": Knob("penalty_weight", "weight of the Group Lasso"),
   "gate_rate": Knob("gate_rate", "gate's rate, relative to the backbone's"),
