@@ -155,8 +155,8 @@ def _dense_config(config, run):
   own = base_config()
   own.update(records.read_config(run))
   own.personalizer = own.personalizer or registry.default_personalizer(own.algorithm, own.gated)
-  if own.gated or own.personalizer != "fine_tune" or own.prune.sparsity:
-    raise ConfigError(f"dense is {run}, whose networks are not dense: it must be a run without gates and pruning, of personalizer fine_tune.")
+  if own.gated or registry.PERSONALIZERS[own.personalizer].prunes or own.prune.sparsity:
+    raise ConfigError(f"dense is {run}, whose networks are not dense: it must be a run without gates and pruning.")
   if (own.pixel_mean, own.pixel_std) != (config.pixel_mean, config.pixel_std):
     raise ConfigError(f"dense is {run}, whose images are scaled in another way than here (pixel_mean, pixel_std).")
   return own
@@ -178,16 +178,17 @@ class _Run:
     personalizer = registry.make_personalizer(config, self.network)
     self.calibration = jax.jit(personalizer.calibrate)(self.model, self.population, jnp.asarray(self.tasks.calibration(config.calibration_tasks)))
     if dense is None:
-      dense_config, self.plain = config, dataclasses.replace(self.network, gated_layers=())
+      self.plain = dataclasses.replace(self.network, gated_layers=())
+      dense_personalizer = mg.fine_tune(mg.classification_loss(self.plain), lr=config.adapt_lr, steps=config.adapt_steps, chunk=config.chunk)
       dense_model = mg.Model({**self.model.params, "gate": {}}, None if self.model.mask is None else {**self.model.mask, "gate": {}})
     else:
       self.plain = registry.make_network(dense_config, self.dataset.classes)
+      dense_personalizer = registry.make_personalizer(dense_config, self.plain)
       dense_model = jax.tree.map(jnp.asarray, records.load_model(dense)[0])
-    fine_tune = mg.fine_tune(mg.classification_loss(self.plain), lr=dense_config.adapt_lr, steps=dense_config.adapt_steps, chunk=config.chunk)
     self._adapt = jax.jit(
       lambda task, calibration: (
         personalizer.adapt(self.model, self.population.train(task), calibration),
-        fine_tune.adapt(dense_model, self.population.train(task)),
+        dense_personalizer.adapt(dense_model, self.population.train(task)),
       )
     )
     accuracy = lambda network: lambda model, task: mg.evaluate_task(network, model, self.population.test(task), chunk=config.chunk).accuracy
