@@ -24,13 +24,13 @@ def values_table(report: Mapping[str, Any]) -> str:
       value = "none" if row["value"] is None else f"{row['value']:.3g}"
       known = {what: _known(row[what]) for what in ("accuracy", "sparsity")}
       diverged = len(row["accuracy"]) - len(known["accuracy"])
-      cells = [_mean(known["accuracy"], report), _difference(row, tuned), _mean(known["sparsity"], report)] if known["accuracy"] else ["", "", ""]
+      cells = [_mean(known["accuracy"]), _difference(row, tuned), _mean(known["sparsity"])] if known["accuracy"] else ["", "", ""]
       rows.append([knob["label"], factor, value, *cells, diverged or ""])
   return table(["knob", "of the tuned", "value", "accuracy (%)", "minus tuned (points)", "gated channels off (%)", "seeds that diverged"], rows)
 
 
 def ranges_table(report: Mapping[str, Any], near: float = 2.0) -> str:
-  """By knob, what the mean accuracy and sparsity do within a factor `near` of the tuned value and within the widest, the most telling knob first."""
+  """By knob, what mean accuracy and sparsity do within a factor `near` of the tuned value, and at all settings, the most telling knob first."""
   rows = []
   for knob in report["knobs"].values():
     own = [row for row in knob["rows"] if row["factor"] is not None]
@@ -39,11 +39,15 @@ def ranges_table(report: Mapping[str, Any], near: float = 2.0) -> str:
     close = [row for row in own if 1 / near <= row["factor"] <= near]
     lost = [row["factor"] for row in own if len(_known(row["accuracy"])) < len(row["accuracy"])]
     rows.append(
-      [_range(own, "accuracy")[0], knob["label"], *(_text(part, what) for what in ("accuracy", "sparsity") for part in (close, own)), _factors(lost)]
+      [
+        _range(close, "accuracy")[0],
+        knob["label"],
+        *(_text(part, what) for what in ("accuracy", "sparsity") for part in (close, own)),
+        _factors(lost),
+      ]
     )
   rows.sort(key=lambda row: -row[0])
-  widest = max((row["factor"] or 0) for knob in report["knobs"].values() for row in knob["rows"])
-  within = [f"within {near:g} ×", f"within {widest:g} ×"]
+  within = [f"within {near:g} ×", "in all"]
   header = ["knob", *(f"{what}, {each}" for what in ("accuracy (%)", "channels off (%)") for each in within), "diverged at"]
   return table(header, [row[1:] for row in rows])
 
@@ -52,7 +56,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
   """Accuracy (above) and sparsity (below) against each knob, mean over seeds with a band of ± one standard deviation."""
   plt = pyplot()
   knobs = list(report["knobs"].values())
-  columns = min(4, len(knobs))
+  columns = min(3, len(knobs))
   bands = -(-len(knobs) // columns)
   figure, axes = plt.subplots(
     2 * bands, columns, figsize=(3.4 * columns, 4.6 * bands), layout="constrained", squeeze=False, height_ratios=(1.4, 1) * bands
@@ -71,14 +75,12 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         axis.set_xscale("log", base=2)
         axis.set_xticks(xs, [f"{x:g}" if x >= 1 else f"1/{1 / x:g}" for x in xs], fontsize=8)
         axis.axvline(1, color="0.6", linewidth=1, linestyle=":")
-      elif what == "sparsity":
-        axis.plot(xs, 100 * np.array(xs), color="0.6", linewidth=1, linestyle=":")
       axis.grid(alpha=0.3)
       axis.set_ylim((0, 100) if what == "sparsity" else _limits(report))
       if column == 0:
         axis.set_ylabel("accuracy after\nadaptation (%)" if what == "accuracy" else "gated channels\noff (%)")
     axes[2 * band, column].set_title(knob["label"], fontsize=9)
-    axes[2 * band + 1, column].set_xlabel("of the tuned value" if knob["rows"][0]["factor"] is not None else "asked for", fontsize=8)
+    axes[2 * band + 1, column].set_xlabel("of the tuned value" if knob["rows"][0]["factor"] is not None else "value", fontsize=8)
   for place in range(len(knobs), bands * columns):
     band, column = divmod(place, columns)
     for axis in axes[2 * band : 2 * band + 2, column]:
@@ -93,10 +95,10 @@ def _known(by_seed: Mapping[str, float | None]) -> dict[str, float]:
 
 def _tuned(knob):
   """What a knob's settings are compared with: the tuned value, or nothing asked for."""
-  return next((row for row in knob["rows"] if row["factor"] == 1 or (row["factor"] is None and row["value"] is None)), None)
+  return next((row for row in knob["rows"] if row["tuned"]), None)
 
 
-def _mean(values: Mapping[str, float], report) -> str:
+def _mean(values: Mapping[str, float]) -> str:
   std = spread(list(values.values()))
   return f"{100 * np.mean(list(values.values())):.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
 
@@ -105,9 +107,7 @@ def _difference(row, tuned) -> str:
   if tuned is None or row is tuned:
     return ""
   found = paired_difference(_known(row["accuracy"]), _known(tuned["accuracy"]))
-  if found is None:
-    return ""
-  return f"{100 * found.mean:+.1f}" + ("" if found.low is None else f" ({100 * found.low:+.1f} … {100 * found.high:+.1f})")
+  return "" if found is None else found.points
 
 
 def _range(rows: Sequence[Mapping[str, Any]], what: str) -> tuple[float, float, float]:

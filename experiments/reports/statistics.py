@@ -27,6 +27,15 @@ class Difference(NamedTuple):
   effect: float | None
   p: float | None
 
+  @property
+  def points(self) -> str:
+    """Of two fractions, in percentage points.
+
+    >>> Difference(3, 0.01, -0.002, 0.022, None, None).points
+    '+1.0 (-0.2 … +2.2)'
+    """
+    return f"{100 * self.mean:+.1f}" + ("" if self.low is None or self.high is None else f" ({100 * self.low:+.1f} … {100 * self.high:+.1f})")
+
   def verdict(self, margin: float = 0.0) -> str:
     """Whether the interval says a > b − margin: "confirmed", "refuted" (it says a < b − margin), "not confirmed", "untested"."""
     if self.low is None:

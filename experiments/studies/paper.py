@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.config import ConfigError, base_config, registry
+from experiments.config import base_config, registry
 from experiments.config.federated import check_config
 from experiments.config.fields import check_known, with_fields
 from experiments.reports import paper as report
@@ -19,7 +19,7 @@ from experiments.runs import placement
 from experiments.runs.federated import load, run_seeds
 from experiments.runs.records import make_folder
 from experiments.studies.protocols import BASE, CURVES, GATED, TABLES, Row, is_pruning, protocol_config, rows_of
-from experiments.studies.study import Part, carry_out, check_seeds
+from experiments.studies.study import Part, carry_out, check_rounds, check_seeds
 from metagater_jax.data.datasets import Dataset
 
 __all__ = ["accuracy_line", "config_of", "folder_of", "reproduce", "run_rows"]
@@ -109,8 +109,7 @@ def run_rows(
   """
   workdir, datasets = Path(workdir), dict(datasets or {})
   check_seeds(seeds)
-  if rounds is not None and rounds < 1:
-    raise ConfigError(f"rounds must be at least 1, got {rounds}.")
+  check_rounds(rounds)
   for protocol in dict.fromkeys(row.protocol for row in rows):
     placement.use_cores(protocol_config(protocol))
   configs = {row: config_of(row, rounds=rounds, data_dir=data_dir) for row in rows}

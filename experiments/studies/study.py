@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from experiments.config.fields import FREE, ConfigError, check_same, check_seed
 from experiments.runs.records import read_config, write_json
 
-__all__ = ["Part", "carry_out", "check_seeds", "parse_seeds", "settings_of"]
+__all__ = ["Part", "carry_out", "check_rounds", "check_seeds", "parse_seeds", "settings_of"]
 
 
 class Part(NamedTuple):
@@ -126,6 +126,12 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     check_seed(int(last or first))
     seeds += range(int(first), int(last or first) + 1)
   return tuple(dict.fromkeys(seeds))
+
+
+def check_rounds(rounds: int | None) -> None:
+  """Raises a ConfigError for a number of rounds, in the place of the configs', that is none."""
+  if rounds is not None and rounds < 1:
+    raise ConfigError(f"rounds must be at least 1, got {rounds}.")
 
 
 def check_seeds(seeds: Iterable[int]) -> None:

@@ -84,6 +84,12 @@ def test_settings_differ_in_the_knob_alone():
       assert differ <= own and (differ or setting.folder == "tuned")
 
 
+def test_a_run_that_fails_otherwise_has_not_diverged(runs, tmp_path, monkeypatch):
+  monkeypatch.setattr(knobs, "run_seeds", lambda config, workdirs, dataset, quiet: dict.fromkeys(workdirs, OSError("disk full")))
+  with pytest.raises(ConfigError, match="6 of the runs failed and did not diverge; why is in failure.json"):
+    reproduce(tmp_path, knobs=("target_sparsity",), seeds=(61,))
+
+
 def test_bad_input_ends_before_anything_runs(runs, tmp_path):
   for fields, message in (
     ({"knobs": ("betta",)}, "unknown knob 'betta'.*beta"),
